@@ -24,14 +24,14 @@ def merge(x: Tensor, window: int, height: int, width: int) -> Tensor:
     return x.permute(0, 1, 3, 2, 4, 5).reshape(x.shape[0], height, width, -1)
 
 
-def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """(M, T, T): -100 between tokens that only the cyclic shift made neighbours, else 0."""
-    region = torch.zeros(1, height, width, 1)
-    cuts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for i, rows in enumerate(cuts):
-        for j, columns in enumerate(cuts):
-            region[:, rows, columns] = 3 * i + j
-    region = partition(region, window).squeeze(0).squeeze(-1)
+    bands = []
+    for side in (height, width):
+        line = torch.arange(side, device=device)
+        bands.append((line >= side - window).int() + (line >= side - shift).int())
+    region = 3 * bands[0][:, None] + bands[1][None, :]
+    region = partition(region[None, :, :, None], window).view(-1, window * window)
     return (region[:, :, None] != region[:, None, :]) * MASKED
 
 
@@ -49,10 +49,11 @@ def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tens
     heads = bias.shape[0]
     if shift:
         qkv = torch.roll(qkv, (-shift, -shift), dims=(1, 2))
-        bias = bias + shift_mask(height, width, window, shift).to(bias)[:, None]
+        bias = bias + shift_mask(height, width, window, shift, bias.device).to(bias.dtype)[:, None]
     tokens = partition(qkv, window)
-    q, k, v = tokens.unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in tokens.chunk(3, dim=-1))
+    q, k, v = q.transpose(2, 3), k.permute(0, 1, 3, 4, 2), v.transpose(2, 3)
+    scores = (q * q.shape[-1] ** -0.5) @ k + bias
     y = scores.softmax(-1) @ v
     y = merge(y.transpose(2, 3).flatten(3), window, height, width)
     return torch.roll(y, (shift, shift), dims=(1, 2)) if shift else y

@@ -191,7 +191,9 @@ def read_config(path: Path) -> tuple[ModelConfig, Metadata]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); expected a model configuration") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}; expected a JSON object with the configuration's keys")
+        raise InputError(
+            f"{path} holds a {type(values).__name__}; expected a JSON object with the configuration's keys"
+        )
     try:
         extra = values.pop("metadata", None)
         config = ModelConfig.from_dict(values)

@@ -57,6 +57,8 @@ def randomise(model: LaMamba, seed: int = 0) -> LaMamba:
             parameter.normal_(0.0, 0.5 / math.sqrt(parameter.shape[1]), generator=g)
         elif parameter.ndim == 1 and not name.endswith("Ds"):
             parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=g))
+        elif name.endswith("dt_projs_bias"):
+            parameter.add_(3.0)  # longer steps, so that the states weigh as much as the skip
     return model
 
 

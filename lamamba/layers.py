@@ -16,8 +16,8 @@ MAX_PERIOD = 10000.0
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, H, W, C) scaled and shifted by (B, C) vectors (adaLN, DiT, arXiv 2212.09748)."""
-    return x * (1 + scale[:, None, None]) + shift[:, None, None]
+    """x (B, H, W, C) scaled and shifted by (B, 1, 1, C) vectors (adaLN, DiT, arXiv 2212.09748)."""
+    return x * (1 + scale) + shift
 
 
 def patches_to_grid(x: Tensor, p: int) -> Tensor:
@@ -30,7 +30,7 @@ def patches_to_grid(x: Tensor, p: int) -> Tensor:
 def timestep_features(t: Tensor) -> Tensor:
     """Sinusoids of t (B,), cosines first: (B, 256) in the type of t (float32 at least)."""
     half = FREQUENCIES // 2
-    t = t.to(torch.promote_types(t.dtype, torch.float32) if t.is_floating_point() else torch.float32)
+    t = t if t.dtype == torch.float64 else t.float()
     rates = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, dtype=torch.float32, device=t.device))
     angles = t[:, None] * rates.to(t)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

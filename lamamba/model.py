@@ -22,7 +22,6 @@ from lamamba.layers import (
     PatchMerging,
     TimestepEmbedder,
     modulate,
-    patches_to_grid,
 )
 from lamamba.scan import SS2D, cross_scan
 
@@ -56,13 +55,13 @@ class LaMambaBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, H, W, C), c (B, 4e) to (B, H, W, C)."""
-        modulation = self.adaLN_modulation(self.condition_projection(c)).chunk(9, dim=-1)
+        modulation = self.adaLN_modulation(self.condition_projection(c))[:, None, None].chunk(9, dim=-1)
         shift, scale, gate = modulation[0:3]
-        x = x + gate[:, None, None] * self.op(modulate(self.norm(x), shift, scale))
+        x = x + gate * self.op(modulate(self.norm(x), shift, scale))
         shift, scale, gate = modulation[3:6]
-        x = x + gate[:, None, None] * self.attn(modulate(self.norm_swin(x), shift, scale))
+        x = x + gate * self.attn(modulate(self.norm_swin(x), shift, scale))
         shift, scale, gate = modulation[6:9]
-        return x + gate[:, None, None] * self.mlp(modulate(self.norm2(x), shift, scale))
+        return x + gate * self.mlp(modulate(self.norm2(x), shift, scale))
 
 
 class Stage(nn.Module):
@@ -133,7 +132,7 @@ class LaMamba(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """x (B, C_in, H, W), t (B,) or (1,) timesteps, y (B,) labels to (B, 2*C_in, H, W): noise, then variance."""
         c = self.t_embedder(t) + self.y_embedder(y)
-        x = self.patch_embed(x) + self.pos_embed
+        x = self.patch_embed(x.to(self.pos_embed.dtype)) + self.pos_embed
         skips = []
         for stage in self.layers:
             x = stage(x, c)
@@ -150,7 +149,7 @@ class LaMamba(nn.Module):
     def head(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens (B, H, W, e) to (B, 2*C_in, p*H, p*W)."""
         x = self.final_up(x)
-        shift, scale = self.final_adaLN_modulation(self.final_condition_projection(c)).chunk(2, dim=-1)
+        shift, scale = self.final_adaLN_modulation(self.final_condition_projection(c))[:, None, None].chunk(2, dim=-1)
         x = self.final_linear(modulate(self.final_norm(x), shift, scale))
         return x.permute(0, 3, 1, 2)
 

@@ -1,0 +1,87 @@
+"""`lamamba-export`: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import click
+
+from lamamba import __version__
+from lamamba.cli.errors import Command
+from lamamba.errors import InputError
+from lamamba.runtimes import RUNTIMES
+
+
+@click.command(cls=Command, name="lamamba-export", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model")
+@click.option("-t", "--target", type=click.Choice(list(RUNTIMES)), required=True, help="The runtime the bundle is for.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The bundle to write, NAME.lamamba.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Type of computation.",
+)
+@click.option("--weights", type=click.Choice(["fp32", "fp16"]), help="Type of stored weights; that of the computation.")
+@click.option("--name", help="Name of the model, for people.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be written, but write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.version_option(__version__)
+def main(
+    model: str,
+    target: str,
+    out: Path,
+    precision: str,
+    weights: str | None,
+    name: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Export MODEL for a runtime and prove it equal to the reference.
+
+    \b
+    MODEL is a preset trained in the package (emoji), a folder with config.json and
+    model.safetensors, or a released .pt file.
+    \b
+    Example:
+      lamamba-export emoji -t ort --weights fp16 -o emoji.lamamba
+    """
+    if RUNTIMES[target] is None:
+        raise InputError(f"the target {target} is not in this version of lamamba; the targets are ort and torch")
+    if precision == "bf16":
+        raise InputError(f"the target {target} has no bf16; use --precision fp32 or fp16")
+    if target == "torch" and precision != "fp32":
+        raise InputError("the torch runtime computes in fp32; use --weights fp16 for a smaller bundle")
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("exporting needs torch: pip install 'lamamba[torch]'")
+    import dataclasses
+
+    from lamamba.checkpoint import load_checkpoint
+    from lamamba.compile.bundle import Precision, check_replaceable
+    from lamamba.compile.export import TARGETS
+
+    checkpoint = load_checkpoint(model)
+    if name is not None:
+        checkpoint = dataclasses.replace(checkpoint, metadata=dataclasses.replace(checkpoint.metadata, name=name))
+    chosen = Precision(compute=precision, storage=weights or precision)
+    check_replaceable(out)
+    if dry_run:
+        click.echo(f"would write {out} for {target}, computing in {chosen.compute}, storing {chosen.storage}")
+        return
+    started = time.perf_counter()
+    writer = TARGETS[target]
+    assert writer is not None
+    bundle = writer(checkpoint, out, chosen, lambda line: click.echo(line, err=True))
+    seconds = time.perf_counter() - started
+    size = sum(int(file["size"]) for file in bundle.files.values())
+    if as_json:
+        facts = {"path": str(out), "target": target, "seconds": round(seconds, 1), "bytes": size}
+        click.echo(json.dumps({**facts, "parity": bundle.manifest["parity"]}))
+    else:
+        click.echo(
+            f"{out}: {target} bundle of {checkpoint.metadata.name}, {size / 1e6:.1f} MB, proved, in {seconds:.0f} s"
+        )

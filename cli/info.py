@@ -1,0 +1,130 @@
+"""`lamamba-info`: what a preset, a checkpoint or a bundle is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lamamba import __version__
+from lamamba.bundled import bundled_model
+from lamamba.cli.errors import Command
+from lamamba.config import PRESETS, Metadata, ModelConfig, preset, read_config
+from lamamba.count import count, totals
+from lamamba.errors import InputError
+from lamamba.runtimes.bundle import MANIFEST, Bundle, open_bundle
+
+
+@click.command(cls=Command, name="lamamba-info", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("what", metavar="PRESET|MODEL|BUNDLE")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.version_option(__version__)
+def main(what: str, as_json: bool) -> None:
+    """Show the configuration, parameters and multiply-accumulates of a model, and a bundle's manifest and state.
+
+    \b
+    PRESET is one of S, B, L, XL, S-512, B-512, L-512, XL-512, emoji, tiny.
+    MODEL is a folder with config.json, or a released .pt file.
+    \b
+    Example:
+      lamamba-info XL
+    """
+    facts = describe(what)
+    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else "\n".join(text(facts)))
+
+
+def describe(what: str) -> dict[str, Any]:
+    """Everything known about a preset, a checkpoint or a bundle, as plain JSON values."""
+    path = Path(what)
+    bundle = None
+    if (path.is_dir() and (path / MANIFEST).exists()) or path.name == MANIFEST:
+        bundle = open_bundle(path)
+        config, metadata = bundle.config, bundle.metadata
+    elif path.is_dir():
+        config, metadata = read_config(path / "config.json")
+    elif path.exists():
+        from lamamba.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(path)
+        config, metadata = checkpoint.config, checkpoint.metadata
+    else:
+        config, metadata, bundle = _preset(what)
+    parts = count(config)
+    return {
+        "name": metadata.name,
+        "license": metadata.license,
+        "space": metadata.space,
+        "class_names": list(metadata.class_names),
+        "configuration": config.to_dict(),
+        "parts": parts,
+        "total": totals(parts),
+        **({"bundle": _bundle_facts(bundle)} if bundle else {}),
+    }
+
+
+def _preset(what: str) -> tuple[ModelConfig, Metadata, Bundle | None]:
+    try:
+        config = preset(what)
+    except InputError as error:
+        raise InputError(
+            f"{what} is neither a file, a folder nor a preset; the presets are {', '.join(PRESETS)}"
+        ) from error
+    if shipped := bundled_model(what):
+        bundle = open_bundle(shipped)
+        return bundle.config, bundle.metadata, bundle
+    return config, Metadata(name=what, space="image" if config.in_channels == 3 else "latent"), None
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    kept = (
+        "format",
+        "version",
+        "producer",
+        "target",
+        "precision",
+        "graphs",
+        "ops",
+        "sample",
+        "defaults",
+        "files",
+        "parity",
+    )
+    return {"path": str(bundle.path), "intact": True, **{key: bundle.manifest.get(key) for key in kept}}
+
+
+def text(facts: dict[str, Any]) -> list[str]:
+    """The facts as lines for people."""
+    total = facts["total"]
+    lines = [
+        f"{facts['name']}: {total['parameters'] / 1e6:.1f} M parameters, {total['macs'] / 1e9:.3g} GMACs an evaluation"
+        f" (and {total['scan'] / 1e9:.3g} G scan operations); {facts['space']} model, licence {facts['license']}",
+        "configuration: " + ", ".join(f"{key} {value}" for key, value in facts["configuration"].items()),
+    ]
+    if facts["class_names"]:
+        lines.append("classes: " + ", ".join(facts["class_names"]))
+    lines.append(f"{'part':<18}{'parameters':>14}{'MMACs':>12}{'scan Mops':>12}")
+    for part, values in facts["parts"].items():
+        lines.append(
+            f"{part:<18}{values['parameters']:>14,}{values['macs'] / 1e6:>12,.1f}{values['scan'] / 1e6:>12,.1f}"
+        )
+    if "bundle" in facts:
+        lines += _bundle_text(facts["bundle"])
+    return lines
+
+
+def _bundle_text(bundle: dict[str, Any]) -> list[str]:
+    precision, defaults = bundle["precision"], bundle["defaults"]
+    size = sum(file["size"] for file in bundle["files"].values())
+    lines = [
+        f"bundle: {bundle['path']}, for {bundle['target']}, computes in {precision['compute']}, "
+        f"stores {precision['storage']}, "
+        f"{size / 1e6:.1f} MB, all {len(bundle['files'])} files intact",
+        f"defaults: sampler {defaults['sampler']}, {defaults['steps']} steps, guidance {defaults['guidance']}",
+    ]
+    for rung in bundle["parity"] or []:
+        value = rung["value"] if isinstance(rung["value"], str) else f"{rung['value']:.3g}"
+        bound = "" if rung["bound"] is None else f" (bound {rung['bound']:g})"
+        lines.append(f"parity: {rung['rung']}, {rung['quantity']}: {rung['measure']} {value}{bound}")
+    return lines

@@ -1,0 +1,202 @@
+"""`lamamba-sample`: pictures from a bundle."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from lamamba import __version__
+from lamamba.cli.errors import INTERRUPTED, Command
+from lamamba.cli.pictures import check_output, save_folder, save_npz, save_png, sheet
+from lamamba.errors import InputError
+from lamamba.runtimes import RUNTIMES, Bundle, Progress, Runtime, load, open_bundle
+from lamamba.runtimes.sampler import to_images
+from lamamba.runtimes.schedule import SAMPLERS
+
+DEFAULT_NUMBER = 16
+DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
+
+
+@click.command(cls=Command, name="lamamba-sample", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", help="What computes; auto: the bundle's own."
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where it computes.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="NAME_OR_INDEX",
+    help="Class to draw; repeat for several, taken in turn.",
+)
+@click.option(
+    "-n", "--num", type=click.IntRange(min=1), default=DEFAULT_NUMBER, show_default=True, help="Number of pictures."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Same seed, same pictures."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps; the bundle's default.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The bundle's default.")
+@click.option("--guidance", type=float, help="Strength of classifier-free guidance, 1 for none; the bundle's default.")
+@click.option("--batch", type=click.IntRange(min=1), help="Pictures computed together.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="FILE.png (a sheet), FILE.npz (arrays) or a folder (single files).",
+)
+@click.option("--preview", type=click.Path(path_type=Path, dir_okay=False), help="A picture to update after each step.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.version_option(__version__)
+def main(
+    bundle: Path | None,
+    runtime: str,
+    device: str,
+    threads: int | None,
+    classes: tuple[str, ...],
+    num: int,
+    out: Path | None,
+    preview: Path | None,
+    as_json: bool,
+    **numbers: Any,
+) -> int:
+    """Make pictures with BUNDLE, or with the model that comes with lamamba.
+
+    \b
+    Example:
+      lamamba-sample --class food --class animals -n 16 --seed 7 -o sheet.png
+    """
+    started = time.perf_counter()
+    opened = _open(bundle)
+    latent = opened.space == "latent"
+    out = out or Path(DEFAULT_OUT[opened.space])
+    kind = check_output(out, latent)
+    if preview is not None and (latent or preview.suffix.lower() != ".png"):
+        raise InputError(f"--preview {preview}: a preview is a .png of a model that makes images")
+    labels = labels_in_turn(opened, classes, num)
+    engine = load(opened, runtime, **_engine_options(opened, runtime, device, threads))
+    plan = _plan(engine, numbers)
+    loaded = time.perf_counter()
+    with interruptible() as interrupted, tqdm(total=num * plan["steps"], unit="step", disable=None) as bar:
+        on_step = _on_step(bar, preview, interrupted)
+        made = engine.sample_latents(labels, on_step=on_step, **numbers)
+    seconds = time.perf_counter() - loaded
+    names = [class_name(opened, label) for label in labels[: len(made)]]
+    parameters = {"lamamba": __version__, "model": opened.name, "runtime": engine.name, **plan, "classes": names}
+    written = _write(kind, out, made, labels, parameters, latent) if len(made) else []
+    _tell(written, len(made), num, seconds, loaded - started, parameters, as_json)
+    return INTERRUPTED if interrupted() else 0
+
+
+def _open(path: Path | None) -> Bundle:
+    if path is not None:
+        return open_bundle(path)
+    from lamamba.bundled import default_bundle
+
+    return open_bundle(default_bundle())
+
+
+def labels_in_turn(bundle: Bundle, classes: Sequence[str], num: int) -> list[int]:
+    """`num` labels that go through the asked classes, or all of them, in turn."""
+    asked = [bundle.label(name) for name in classes] or list(range(bundle.config.num_classes))
+    return [asked[i % len(asked)] for i in range(num)]
+
+
+def class_name(bundle: Bundle, label: int) -> str:
+    """The name of a class, or its number where classes have none."""
+    return bundle.class_names[label] if bundle.class_names else str(label)
+
+
+def _engine_options(bundle: Bundle, runtime: str, device: str, threads: int | None) -> dict[str, Any]:
+    name = bundle.target if runtime == "auto" else runtime
+    options: dict[str, Any] = {} if threads is None else {"threads": threads}
+    if device != "auto":
+        options["provider" if name == "ort" else "device"] = device
+    return options
+
+
+def _plan(engine: Runtime, numbers: dict[str, Any]) -> dict[str, Any]:
+    defaults = engine.bundle.defaults
+    plan = {
+        "seed": numbers["seed"],
+        "steps": numbers["steps"] or int(defaults["steps"]),
+        "sampler": numbers["sampler"] or str(defaults["sampler"]),
+        "guidance": float(defaults["guidance"] if numbers["guidance"] is None else numbers["guidance"]),
+    }
+    engine.table(plan["steps"], plan["sampler"], plan["guidance"])
+    return plan
+
+
+def _on_step(bar: tqdm[Any], preview: Path | None, interrupted: Callable[[], bool]) -> Callable[[Progress], bool]:
+    def on_step(progress: Progress) -> bool:
+        bar.update(progress.batch)
+        if preview is not None:
+            save_png(preview, sheet(progress.preview()), {"step": progress.step, "steps": progress.steps})
+        return not interrupted()
+
+    return on_step
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a flag that is looked at between steps; a second Ctrl-C interrupts at once."""
+    asked: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _write(
+    kind: str, out: Path, made: np.ndarray[Any, Any], labels: list[int], parameters: dict[str, Any], latent: bool
+) -> list[Path]:
+    if kind == "arrays":
+        values = {"latents": made} if latent else {"images": to_images(made)}
+        save_npz(out, {**values, "labels": np.array(labels[: len(made)], np.int64)}, parameters)
+        return [out]
+    images = to_images(made)
+    if kind == "folder":
+        return save_folder(out, images, parameters["classes"], parameters)
+    save_png(out, sheet(images), parameters)
+    return [out]
+
+
+def _tell(
+    written: list[Path], made: int, num: int, seconds: float, loading: float, parameters: dict[str, Any], as_json: bool
+) -> None:
+    where = str(written[0]) if len(written) == 1 else f"{len(written)} files in {written[0].parent}" if written else ""
+    facts = {
+        **parameters,
+        "made": made,
+        "asked": num,
+        "seconds": round(seconds, 3),
+        "loading_seconds": round(loading, 3),
+    }
+    if as_json:
+        click.echo(json.dumps({**facts, "files": [str(path) for path in written]}, ensure_ascii=False))
+    elif made == num:
+        click.echo(f"{where}: {made} pictures in {seconds:.1f} s ({parameters['runtime']}, seed {parameters['seed']})")
+    else:
+        kept = (
+            f"{where}: kept the {made} finished pictures of {num}" if made else "nothing was finished, nothing is kept"
+        )
+        click.echo(f"stopped; {kept}", err=True)

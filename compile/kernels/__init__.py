@@ -1,0 +1,1 @@
+"""Kernels of the hot operators, one source file for each kind of processor."""

@@ -1,0 +1,119 @@
+"""Writing so that nothing is lost: a file appears complete or not at all. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lamamba.errors import InputError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, renameat2
+RENAME_SWAP = 2  # macOS, renamex_np
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix or ".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+BACKUP = ".{}.previous"
+PARTIAL = ".{}.partial-"
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder`; on success it takes the place of `folder`, on failure it is removed.
+
+    Where the system can exchange two folders in one step nobody ever sees neither; elsewhere the old one is kept as a
+    backup while the new one moves in, and `finish_swap` restores it after a crash in between.
+
+    Raises:
+        InputError: the place cannot be written, or the disk is full.
+    """
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(PARTIAL.format(glob.escape(folder.name)) + "*"):
+            if not _alive(int(stale.name.rpartition("-")[2])):
+                shutil.rmtree(stale, ignore_errors=True)
+        temporary = folder.with_name(PARTIAL.format(folder.name) + str(os.getpid()))
+        temporary.mkdir()
+        try:
+            yield temporary
+            _swap(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
+
+
+def finish_swap(folder: Path) -> None:
+    """Put back the old folder if a swap was cut off between its two renames."""
+    backup = folder.absolute().with_name(BACKUP.format(folder.name))
+    if not folder.exists() and backup.is_dir():
+        backup.rename(folder)
+
+
+def _swap(new: Path, old: Path) -> None:
+    if not old.exists():
+        new.rename(old)
+    elif not _exchange(new, old):
+        backup = old.with_name(BACKUP.format(old.name))
+        shutil.rmtree(backup, ignore_errors=True)
+        old.rename(backup)
+        new.rename(old)
+        shutil.rmtree(backup, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step; False where the system cannot."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            return bool(libc.renamex_np(os.fsencode(a), os.fsencode(b), RENAME_SWAP) == 0)
+        return bool(libc.renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0)
+    except (OSError, AttributeError, TypeError):  # no such function in this C library, or no C library to ask
+        return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,140 @@
+"""ONNX Runtime: the step as two sessions, guided and unguided, over one weights file; latents stay on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from lamamba.errors import InputError
+from lamamba.runtimes.bundle import Bundle
+from lamamba.runtimes.sampler import Floats
+from lamamba.runtimes.schedule import Row
+
+GRAPHS = {False: "step.onnx", True: "step_guided.onnx"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CUDA_DEFAULTS = {"use_tf32": "0"}  # float32 means float32
+ERRORS_ONLY = 3
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    provider_options: Mapping[str, Any] | None = None,
+) -> OrtEngine:
+    """The engine of an ort bundle.
+
+    Args:
+        provider: "cpu", "cuda", or "auto": CUDA where the installed onnxruntime has it and it starts, else the CPU.
+        threads: intra-op threads, ONNX Runtime's choice by default.
+        provider_options: options of the chosen provider, as ONNX Runtime names them.
+
+    Raises:
+        InputError: a bundle of another target, or a provider that cannot be used here.
+    """
+    if bundle.target != "ort":
+        raise InputError(f"{bundle.path} was exported for {bundle.target}; make one with lamamba-export -t ort")
+    if provider not in ("auto", *PROVIDERS):
+        raise InputError(f"no provider {provider!r}; the providers are auto, {', '.join(PROVIDERS)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be a positive whole number, got {threads}")
+    here = onnxruntime.get_available_providers()
+    if provider == "cuda" and PROVIDERS["cuda"] not in here:
+        raise InputError("this onnxruntime has no CUDA provider; pip install 'lamamba[ort-gpu]', or use provider cpu")
+    wanted = "cuda" if provider != "cpu" and PROVIDERS["cuda"] in here else "cpu"
+    engine = OrtEngine(bundle.path, wanted, threads, dict(provider_options or {}))
+    if provider == "auto" and engine.device == "cuda" and not engine.runs_on(PROVIDERS["cuda"]):
+        return OrtEngine(bundle.path, "cpu", threads, {})
+    if engine.device == "cuda" and not engine.runs_on(PROVIDERS["cuda"]):
+        raise InputError("the CUDA provider does not start here (driver, CUDA 13 or cuDNN 9 missing); use provider cpu")
+    return engine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """Values on the engine's device; x, denoised (B, C, H, W), labels and guidance (B,)."""
+
+    x: onnxruntime.OrtValue
+    denoised: onnxruntime.OrtValue
+    labels: onnxruntime.OrtValue
+    guidance: onnxruntime.OrtValue
+    zeros: onnxruntime.OrtValue
+
+
+class OrtEngine:
+    """Runs `step.onnx` and `step_guided.onnx` of a folder; a session is made when its graph is first needed."""
+
+    def __init__(self, folder: Path, device: str, threads: int | None, provider_options: dict[str, Any]) -> None:
+        self.folder, self.device, self.threads = folder, device, threads
+        defaults = CUDA_DEFAULTS if device == "cuda" else {}
+        self.providers: Sequence[Any] = [(PROVIDERS[device], {**defaults, **provider_options})]
+        if device != "cpu":
+            self.providers = [*self.providers, PROVIDERS["cpu"]]
+        self.on_host = device == "cpu"
+        self._sessions: dict[bool, onnxruntime.InferenceSession] = {}
+
+    def session(self, guided: bool) -> onnxruntime.InferenceSession:
+        """The session of the guided or the unguided graph."""
+        if guided not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = ERRORS_ONLY
+            if self.threads is not None:
+                options.intra_op_num_threads = self.threads
+            path = self.folder / GRAPHS[guided]
+            try:
+                self._sessions[guided] = onnxruntime.InferenceSession(path, options, providers=list(self.providers))
+            except Exception as error:  # onnxruntime raises its own types, one a status code, without a common base
+                reason = " ".join(str(error).split())
+                raise InputError(f"onnxruntime cannot load {path}: {reason[:300]}; export the bundle again") from error
+        return self._sessions[guided]
+
+    def runs_on(self, provider: str) -> bool:
+        """Whether sessions really got this provider (onnxruntime drops one that does not start)."""
+        return provider in self.session(False).get_providers()
+
+    def begin(self, x: Floats, labels: NDArray[np.int32], guidance: Floats) -> State:
+        """See `sampler.Engine`."""
+        zeros = self._value(np.zeros_like(x))
+        return State(
+            x=self._value(x),
+            denoised=zeros,
+            labels=self._value(labels),
+            guidance=self._value(guidance),
+            zeros=zeros,
+        )
+
+    def step(self, state: State, row: Row, noise: Floats | None) -> State:
+        """See `sampler.Engine`."""
+        session = self.session(row.guided)
+        binding = session.io_binding()
+        inputs = {
+            "x": state.x,
+            "history": state.denoised,
+            "noise": state.zeros if noise is None else self._value(noise),
+            "t": self._value(np.array([row.t], np.float32)),
+            "label": state.labels,
+            "coef": self._value(np.array(row.coef, np.float32)),
+        }
+        if row.guided:
+            inputs["guidance"] = state.guidance
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in ("x_next", "denoised"):
+            binding.bind_output(name, self.device)
+        session.run_with_iobinding(binding)
+        x, denoised = binding.get_outputs()
+        return dataclasses.replace(state, x=x, denoised=denoised)
+
+    def read(self, state: State) -> tuple[Floats, Floats]:
+        """See `sampler.Engine`."""
+        return state.x.numpy(), state.denoised.numpy()
+
+    def _value(self, array: NDArray[Any]) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0)

@@ -1,0 +1,165 @@
+"""The parity ladder: does an engine compute what the reference computes? Tolerances live here and nowhere else.
+
+Errors are max abs difference over max abs of the reference, PSNR is computed in float64 with the reference's range as
+its peak. A NaN anywhere fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamamba.runtimes.noise import normal
+from lamamba.runtimes.sampler import Engine, Floats
+from lamamba.runtimes.schedule import UNCLIPPED, Row, Table
+
+STREAM = 1  # noise of its own, apart from what sampling draws
+TIMESTEPS = (999.0, 400.0, 20.0)
+BATCH = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest error of the op, of one step and of any step of a trajectory; smallest PSNR in dB of the final image."""
+
+    op: float
+    step: float
+    trajectory: float
+    psnr: float
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "fp32": Tolerance(op=1e-5, step=1e-4, trajectory=1e-3, psnr=70.0),
+    "fp16": Tolerance(op=2e-3, step=1e-2, trajectory=1e-1, psnr=40.0),
+    "bf16": Tolerance(op=2e-2, step=5e-2, trajectory=5e-1, psnr=30.0),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One comparison: what was compared, the measure, its bound, and whether it passed; unbounded ones only report."""
+
+    rung: str
+    quantity: str
+    measure: str
+    value: float
+    bound: float | None
+    passed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a value that is not finite becomes text."""
+        value = self.value if math.isfinite(self.value) else str(self.value)
+        return {**dataclasses.asdict(self), "value": value}
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Max abs difference over max abs of the reference; infinite when anything is not finite."""
+    if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return math.inf
+    scale = np.abs(expected.astype(np.float64)).max()
+    return float(np.abs(got.astype(np.float64) - expected).max() / max(scale, 1e-30))
+
+
+def psnr(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Peak signal-to-noise ratio in dB, float64, peak the range of the reference; -inf when anything is not finite."""
+    if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return -math.inf
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    error = np.mean((got - expected) ** 2)
+    return float(20 * math.log10(np.ptp(expected)) - 10 * math.log10(max(error, 1e-30)))
+
+
+def error_rung(rung: str, quantity: str, value: float, bound: float | None) -> Rung:
+    """A rung whose value must not exceed its bound."""
+    passed = math.isfinite(value) and (bound is None or value <= bound)
+    return Rung(rung=rung, quantity=quantity, measure="relative error", value=value, bound=bound, passed=passed)
+
+
+def psnr_rung(quantity: str, value: float, bound: float) -> Rung:
+    """A rung whose value must reach its bound."""
+    return Rung(rung="image", quantity=quantity, measure="PSNR dB", value=value, bound=bound, passed=value >= bound)
+
+
+def probe_rows(t: float, guided: bool, row: Row) -> dict[str, Row]:
+    """Rows through which one step shows eps, v and x_next.
+
+    With coef (0, -1, 1, 0, 0, 0, 0, bound) x_next is eps; with coef (0, 0, 0, 0, 0, 0, 1, 1) and unit noise it is
+    exp((v + 1) / 4).
+    """
+    probe = {"t": t, "guided": guided, "noisy": True}
+    return {
+        "eps": Row(coef=(0.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0, UNCLIPPED), **probe),
+        "v": Row(coef=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0), **probe),
+        "x_next": dataclasses.replace(row, **probe),
+    }
+
+
+Inputs = tuple[Floats, NDArray[np.int32], Floats]
+
+
+def probe_inputs(shape: tuple[int, int, int], classes: int, guidance: float, batch: int = BATCH) -> Inputs:
+    """x (B, C, H, W), labels and guidance (B,) that every engine is probed with."""
+    x = np.stack([normal(shape, seed=0, image=i, draw=0, stream=STREAM) for i in range(batch)])
+    labels = np.arange(batch, dtype=np.int32) * max(classes // batch, 1) % classes
+    return x, labels, np.full(batch, guidance, np.float32)
+
+
+def probe_step(engine: Engine, inputs: Inputs, table: Table, guided: bool) -> dict[str, Floats]:
+    """eps, v, x_next and denoised at the probe timesteps, concatenated: each (T*B, C, H, W)."""
+    x, labels, guidance = inputs
+    found: dict[str, list[Floats]] = {}
+    noise = np.stack([normal(x.shape[1:], seed=0, image=i, draw=1, stream=STREAM) for i in range(len(x))])
+    for t in TIMESTEPS:
+        nearest = min(table, key=lambda row: abs(row.t - t))
+        for quantity, row in probe_rows(t, guided, nearest).items():
+            drawn = np.ones_like(x) if quantity == "v" else noise * (quantity == "x_next")
+            x_next, denoised = engine.read(engine.step(engine.begin(x, labels, guidance), row, drawn))
+            if quantity == "v":
+                x_next = 4 * np.log(x_next) - 1
+            found.setdefault(quantity, []).append(x_next)
+            if quantity == "x_next":
+                found.setdefault("denoised", []).append(denoised)
+    return {quantity: np.concatenate(values) for quantity, values in found.items()}
+
+
+def compare_step(
+    engine: Engine, reference: Mapping[str, Floats], inputs: Inputs, table: Table, guided: bool, precision: str
+) -> list[Rung]:
+    """The step rung: eps, v and x_next are gated, denoised is reported (at high t it multiplies errors)."""
+    found = probe_step(engine, inputs, table, guided)
+    bound, graph = TOLERANCES[precision].step, "guided" if guided else "unguided"
+    return [
+        error_rung(
+            "step",
+            f"{quantity}, {graph}",
+            relative_error(found[quantity], expected),
+            None if quantity == "denoised" else bound,
+        )
+        for quantity, expected in reference.items()
+    ]
+
+
+def trajectory(engine: Engine, inputs: Inputs, table: Table) -> Iterator[Floats]:
+    """x after each row of a deterministic table: (B, C, H, W) each."""
+    state = engine.begin(*inputs)
+    for row in table:
+        state = engine.step(state, row, None)
+        yield engine.read(state)[0]
+
+
+def compare_trajectory(
+    engine: Engine, reference: Sequence[Floats], inputs: Inputs, table: Table, precision: str
+) -> list[Rung]:
+    """The trajectory and image rungs: the worst latents of any step, and the PSNR of the final image."""
+    found = list(trajectory(engine, inputs, table))
+    worst = max(relative_error(a, b) for a, b in zip(found, reference, strict=True))
+    tolerance = TOLERANCES[precision]
+    return [
+        error_rung("trajectory", f"x, worst of {len(table)} steps", worst, tolerance.trajectory),
+        psnr_rung(f"after {len(table)} steps", psnr(found[-1], reference[-1]), tolerance.psnr),
+    ]
