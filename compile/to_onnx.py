@@ -13,7 +13,6 @@ import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
-from lamamba.compile.onnx_scan import cross_scan_function
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
     CommonSubexpressionEliminationPass,
@@ -27,6 +26,7 @@ from onnxscript.onnx_types import FLOAT
 from onnxscript.optimizer import fold_constants
 
 from lamamba.compile.capture import Captured
+from lamamba.compile.onnx_scan import cross_scan_function
 from lamamba.config import ModelConfig
 
 OPSET = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def test_trajectories(tiny32: Path, sampler: str) -> None:
     labels = golden["y"].astype(np.int32)
     state = engine.begin(golden["z"], labels, np.ones(len(labels), np.float32))
     for i, row in enumerate(table):
-        state = engine.step(state, row.__class__(t=row.t, guided=False, noisy=row.noisy, coef=row.coef), golden["noise"][i] if row.noisy else None)
+        noise = golden["noise"][i] if row.noisy else None
+        state = engine.step(state, dataclasses.replace(row, guided=False), noise)
         assert relative_error(engine.read(state)[0], golden[sampler][i]) < PER_STEP, f"step {i}"
 
 
@@ -75,6 +77,5 @@ def test_guided_network(tiny32: Path) -> None:
         guided, v = Step(model, True).network(
             golden["x"][:half], golden["t"][:1], golden["y"][:half], scale.expand(half)
         )
-    print(golden["t"], golden["y"], scale)
     assert (v - golden["out"][:half, channels:]).abs().max() < ABSOLUTE
     assert (guided - (eps_null + scale * (eps - eps_null))).abs().max() < 10 * ABSOLUTE
