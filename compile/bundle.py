@@ -19,7 +19,7 @@ from lamamba.runtimes.parity import Rung
 from lamamba.runtimes.schedule import SAMPLERS, UNCLIPPED, linear_alphas_cumprod, sampler_table
 
 TABLE_STEPS = (1, 10, 20, 25, 50)
-DEFAULTS = {"sampler": "dpmpp-2m", "steps": 20, "guidance": 2.5}
+DEFAULTS: dict[str, Any] = {"sampler": "dpmpp-2m", "steps": 20, "guidance": 2.5}
 PRODUCERS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 IMAGE_CLIP = 1.0
 

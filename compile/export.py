@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lamamba.checkpoint import WEIGHTS_FILE, Checkpoint, save_checkpoint
-from lamamba.compile.bundle import DEFAULTS, Precision, check_replaceable, manifest, save_golden, seal
+from lamamba.compile.bundle import DEFAULTS, IMAGE_CLIP, Precision, check_replaceable, manifest, save_golden, seal
 from lamamba.compile.capture import FLOAT32_ISLANDS, capture
 from lamamba.compile.to_onnx import describe, scan_variants, to_onnx
 from lamamba.errors import InputError
@@ -31,7 +31,7 @@ from lamamba.runtimes.parity import (
     trajectory,
 )
 from lamamba.runtimes.sampler import Engine
-from lamamba.runtimes.schedule import Table, linear_alphas_cumprod, sampler_table
+from lamamba.runtimes.schedule import UNCLIPPED, Table, linear_alphas_cumprod, sampler_table
 from lamamba.runtimes.torch import TorchEngine
 from lamamba.scan import SS2D
 
@@ -126,11 +126,10 @@ class Prover:
         config = checkpoint.config
         shape = (config.in_channels, config.input_size, config.input_size)
         self.inputs: Inputs = probe_inputs(shape, config.num_classes, float(DEFAULTS["guidance"]))
-        image = checkpoint.metadata.space == "image"
-        bound = {"clip": 1.0} if image else {}
+        clip = IMAGE_CLIP if checkpoint.metadata.space == "image" else UNCLIPPED
         alphas = linear_alphas_cumprod()
-        self.table: Table = sampler_table(alphas, sampler="ddim", steps=TRAJECTORY_STEPS, **bound)
-        self.noisy: Table = sampler_table(alphas, sampler="ddpm", steps=TRAJECTORY_STEPS, **bound)
+        self.table: Table = sampler_table(alphas, sampler="ddim", steps=TRAJECTORY_STEPS, clip=clip)
+        self.noisy: Table = sampler_table(alphas, sampler="ddpm", steps=TRAJECTORY_STEPS, clip=clip)
         self.steps = {g: probe_step(self.reference, self.inputs, self.noisy, g) for g in (False, True)}
         self.trajectory = list(trajectory(self.reference, self.inputs, self.table))
 

@@ -37,8 +37,8 @@ Entry = tuple[ir.DataType, list[int], int, int]
 _ops = onnxscript.values.Opset(DOMAIN, 1)
 
 
-@script(_ops, default_opset=onnxscript.opset18)
-def _cross_scan_node(x, proj, dt_weight, dt_bias, a, d) -> FLOAT[...]:  # type: ignore[no-untyped-def,type-arg]
+@script(_ops, default_opset=onnxscript.opset18)  # type: ignore[untyped-decorator]
+def _cross_scan_node(x, proj, dt_weight, dt_bias, a, d) -> FLOAT[...]:  # type: ignore[no-untyped-def]
     y = _ops.CrossScan(x, proj, dt_weight, dt_bias, a, d)
     return y
 
@@ -97,7 +97,7 @@ def _free_parameters(graph: ir.Graph, names: set[str]) -> list[ir.Value]:
     """Turn the network's parameters into graph inputs, so that nothing computed from them is folded into constants."""
     parameters = [value for name, value in graph.initializers.items() if name in names]
     for value in parameters:
-        del graph.initializers[value.name]
+        del graph.initializers[str(value.name)]
         value.const_value = None
         graph.inputs.append(value)
     return parameters

@@ -122,7 +122,7 @@ class _Namespace:
 
 
 # A CfgNode is a dictionary with attributes; OrderedDict is the only such type that a weights-only load fills.
-STUBS = [(_Namespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode")]
+STUBS: list[Any] = [(_Namespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode")]
 
 
 def _load_released(path: Path) -> Checkpoint:

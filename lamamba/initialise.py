@@ -36,7 +36,8 @@ def initialise(model: LaMamba, seed: int = 0) -> LaMamba:
         elif isinstance(module, WindowAttention):
             nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02, generator=g)
     _xavier(model.patch_embed.proj.weight, g)
-    nn.init.zeros_(model.patch_embed.proj.bias)
+    assert model.patch_embed.proj.bias is not None
+    model.patch_embed.proj.bias.zero_()
     model.pos_embed.copy_(sincos_table(model.config.embed_dim, model.config.resolutions[0]))
     for weight in (model.y_embedder.embedding_table.weight, *_weights(model.t_embedder)):
         weight.normal_(0.0, 0.02, generator=g)

@@ -71,7 +71,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_features(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_features(t).to(self.mlp[2].bias.dtype))
 
 
 class LabelEmbedder(nn.Module):

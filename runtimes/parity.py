@@ -91,12 +91,12 @@ def probe_rows(t: float, guided: bool, row: Row) -> dict[str, Row]:
     With coef (0, -1, 1, 0, 0, 0, 0, bound) x_next is eps; with coef (0, 0, 0, 0, 0, 0, 1, 1) and unit noise it is
     exp((v + 1) / 4).
     """
-    probe = {"t": t, "guided": guided, "noisy": True}
-    return {
-        "eps": Row(coef=(0.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0, UNCLIPPED), **probe),
-        "v": Row(coef=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0), **probe),
-        "x_next": dataclasses.replace(row, **probe),
+    coefs = {
+        "eps": (0.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0, UNCLIPPED),
+        "v": (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0),
+        "x_next": row.coef,
     }
+    return {quantity: Row(t=t, guided=guided, noisy=True, coef=coef) for quantity, coef in coefs.items()}
 
 
 Inputs = tuple[Floats, NDArray[np.int32], Floats]
