@@ -71,7 +71,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_features(t).to(self.mlp[2].bias.dtype))
+        return self.mlp(timestep_features(t).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):

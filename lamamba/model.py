@@ -6,8 +6,8 @@ the released checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,13 +134,13 @@ class LaMamba(nn.Module):
         c = self.t_embedder(t) + self.y_embedder(y)
         x = self.patch_embed(x.to(self.pos_embed.dtype)) + self.pos_embed
         skips = []
-        for stage in self.layers:
+        for stage in cast(Iterable[Stage], self.layers):
             x = stage(x, c)
             skips.append(x)
             if stage.downsample is not None:
                 x = stage.downsample(x)
         x = x + self.mid_layer(x, c)
-        for stage in self.layers_up:
+        for stage in cast(Iterable[Stage], self.layers_up):
             if stage.upsample is not None:
                 x = stage.upsample(x)
             x = stage(x + skips.pop(), c)

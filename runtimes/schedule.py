@@ -25,7 +25,7 @@ UNCLIPPED = 1e6
 
 def linear_alphas_cumprod(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Array:
     """Cumulative products of 1 - beta for linearly growing betas, (steps,) (DDPM, arXiv 2006.11239, section 4)."""
-    return np.cumprod(1.0 - np.linspace(start, end, steps, dtype=np.float64))
+    return np.asarray(np.cumprod(1.0 - np.linspace(start, end, steps, dtype=np.float64)), np.float64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
