@@ -28,11 +28,10 @@ def patches_to_grid(x: Tensor, p: int) -> Tensor:
 
 
 def timestep_features(t: Tensor) -> Tensor:
-    """Sinusoids of t (B,), cosines first: (B, 256) in the type of t (float32 at least)."""
+    """Sinusoids of t (B,), cosines first: (B, 256), float32 whatever the type of t, as in the released code."""
     half = FREQUENCIES // 2
-    t = t if t.dtype == torch.float64 else t.float()
     rates = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, dtype=torch.float32, device=t.device))
-    angles = t[:, None] * rates.to(t)
+    angles = t[:, None].float() * rates
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
