@@ -9,14 +9,21 @@ All indices follow from the static H and W, so they fold to constants. `benchmar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import onnx
-from onnx import parser
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper, parser
 
 from lamamba.compile.onnx_scan_bodies import SCAN, WIDE_SCAN, blocked_states
 from lamamba.errors import InputError
 
 DOMAIN = "lamamba.ai"
 NAME = "CrossScan"
+PARAMETERS = ("dt_weight", "dt_bias", "a", "d")
+WIDE = 8  # the state size from which the body "wide_scan" is faster
+IR_VERSION = 9
 
 _CONSTANTS = """
     zero = Constant <value_int = 0> ()
@@ -196,6 +203,35 @@ def cross_scan_function(opset: int = 20, body: str = "scan") -> onnx.FunctionPro
     if opset < 17:
         raise InputError(f"the scan's function needs opset 17 or later, got {opset}")
     return _parse(_text(body), opset)
+
+
+def body_for(d_state: int) -> str:
+    """The faster body for a state size (benchmarks/README.md, portable scan bodies)."""
+    return "wide_scan" if d_state >= WIDE else "scan"
+
+
+def one_node_model(scan: Mapping[str, NDArray[Any]], body: str, opset: int = 20) -> onnx.ModelProto:
+    """A graph of one `CrossScan` node: x and proj are inputs with a free batch, the parameters constants.
+
+    Args:
+        scan: the arguments of `lamamba.scan.cross_scan` by name; of x and proj only type and shape matter.
+        body, opset: see `cross_scan_function`.
+    """
+
+    def value(name: str, like: NDArray[Any]) -> onnx.ValueInfoProto:
+        kind = helper.np_dtype_to_tensor_dtype(like.dtype)
+        return helper.make_tensor_value_info(name, kind, ["batch", *like.shape[1:]])
+
+    graph = helper.make_graph(
+        [helper.make_node(NAME, ["x", "proj", *PARAMETERS], ["y"], domain=DOMAIN)],
+        "one_node",
+        [value("x", scan["x"]), value("proj", scan["proj"])],
+        [value("y", scan["x"])],
+        [numpy_helper.from_array(scan[name], name) for name in PARAMETERS],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
+    functions = [cross_scan_function(opset, body)]
+    return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=IR_VERSION)
 
 
 def _text(body: str) -> str:

@@ -43,13 +43,14 @@ def _cross_scan_node(x, proj, dt_weight, dt_bias, a, d) -> FLOAT[...]:  # type: 
     return y
 
 
-def to_onnx(captured: Captured, weights: Path) -> onnx.ModelProto:
+def to_onnx(captured: Captured, weights: Path, scan_body: str) -> onnx.ModelProto:
     """The graph of a captured step: standard ops and one `lamamba.ai::CrossScan` node, with its body, a scan.
 
     Args:
         captured: a step from `capture`.
         weights: the safetensors file that holds the network's parameters; the graph will refer to it by name, so it
             must end up in the same folder. Parameters stored in another type than the graph computes in are cast.
+        scan_body: body of the scan's function, see `cross_scan_function`.
 
     Returns the model, without the weights' bytes.
     """
@@ -74,7 +75,7 @@ def to_onnx(captured: Captured, weights: Path) -> onnx.ModelProto:
     model.opset_imports[DOMAIN] = 1
     ClearMetadataAndDocStringPass()(model)
     proto = ir.to_proto(model)
-    proto.functions.append(cross_scan_function(OPSET))
+    proto.functions.append(cross_scan_function(OPSET, scan_body))
     return proto
 
 

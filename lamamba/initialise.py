@@ -55,7 +55,7 @@ def randomise(model: LaMamba, seed: int = 0) -> LaMamba:
     g = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
         if "adaLN_modulation" in name and name.endswith("weight"):
-            parameter.normal_(0.0, 0.5 / math.sqrt(parameter.shape[1]), generator=g)
+            parameter.normal_(0.0, 6.0 / math.sqrt(parameter.shape[1]), generator=g)  # SiLU(c) is small
         elif parameter.ndim == 1 and not name.endswith("Ds"):
             parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=g))
         elif name.endswith("dt_projs_bias"):

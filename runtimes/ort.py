@@ -68,6 +68,15 @@ class State:
     zeros: onnxruntime.OrtValue
 
 
+def run_model(model: bytes, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run a serialised graph once on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
+    outputs: list[NDArray[Any]] = session.run(None, dict(inputs))
+    return outputs
+
+
 class OrtEngine:
     """Runs `step.onnx` and `step_guided.onnx` of a folder; a session is made when its graph is first needed."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ SHARED = HERE.parent.parent / "shared" / "golden"
 TINY_CLASSES = ("circle", "square", "star", "moon")
 
 torch.set_num_threads(2)
+logging.getLogger("torch").setLevel(logging.ERROR)  # capture's own chatter would bury a failure
 
 
 @pytest.fixture(scope="session")

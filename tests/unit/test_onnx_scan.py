@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
 
-from lamamba.compile.onnx_scan import cross_scan_function
+from lamamba.compile.onnx_scan import PARAMETERS, cross_scan_function, one_node_model
 from lamamba.compile.onnx_scan_bodies import MAX_TOKENS
 from lamamba.errors import InputError
 
@@ -18,7 +17,6 @@ ort = pytest.importorskip("onnxruntime")
 
 Array = np.ndarray[Any, Any]
 BODIES = ("scan", "wide_scan", "blocked")
-PARAMETERS = ("dt_weight", "dt_bias", "a", "d")
 INDEX_OPS = {"Shape", "Range", "Mod", "Where", "ScatterElements", "Min", "Concat", "Slice"}
 GRIDS = [  # H, W, D, R, N
     (6, 5, 8, 3, 1),
@@ -76,23 +74,6 @@ def inputs(grid: tuple[int, ...], batch: int, seed: int = 0) -> dict[str, Array]
     return {name: value.astype(np.float32) for name, value in arrays.items()}
 
 
-def model(arrays: dict[str, Array], body: str, opset: int = 20) -> onnx.ModelProto:
-    def value(name: str, like: Array) -> onnx.ValueInfoProto:
-        kind = helper.np_dtype_to_tensor_dtype(like.dtype)
-        return helper.make_tensor_value_info(name, kind, ["batch", *like.shape[1:]])
-
-    graph = helper.make_graph(
-        [helper.make_node("CrossScan", ["x", "proj", *PARAMETERS], ["y"], domain="lamamba.ai")],
-        "one_node",
-        [value("x", arrays["x"]), value("proj", arrays["proj"])],
-        [value("y", arrays["x"])],
-        [numpy_helper.from_array(arrays[name], name) for name in PARAMETERS],
-    )
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("lamamba.ai", 1)]
-    functions = [cross_scan_function(opset, body)]
-    return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=9)
-
-
 def session(proto: onnx.ModelProto, optimise: bool = True, save: Path | None = None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -119,7 +100,7 @@ def error(got: Array, wanted: Array) -> float:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("body", BODIES)
 def test_agrees_with_float64_at_any_batch(body: str, grid: tuple[int, ...], optimise: bool) -> None:
-    running = session(model(inputs(grid, 1), body), optimise)
+    running = session(one_node_model(inputs(grid, 1), body), optimise)
     for batch in (1, 3):
         arrays = {**inputs(grid, 1), **{name: inputs(grid, batch)[name] for name in ("x", "proj")}}
         got = run(running, arrays)
@@ -131,7 +112,7 @@ def test_agrees_with_float64_at_any_batch(body: str, grid: tuple[int, ...], opti
 @pytest.mark.parametrize("body", BODIES)
 def test_other_opsets(body: str, opset: int) -> None:
     arrays = inputs((5, 4, 6, 2, 2), 2)
-    proto = model(arrays, body, opset)
+    proto = one_node_model(arrays, body, opset)
     onnx.checker.check_model(proto, full_check=True)
     assert error(run(session(proto), arrays), expected(**arrays)) < 1e-5
 
@@ -141,7 +122,7 @@ def test_other_opsets(body: str, opset: int) -> None:
 def test_half_precision_inputs(body: str, kept: tuple[str, ...]) -> None:
     arrays = inputs((6, 7, 8, 3, 2), 2)
     arrays = {name: value if name in kept else value.astype(np.float16) for name, value in arrays.items()}
-    got = run(session(model(arrays, body)), arrays)
+    got = run(session(one_node_model(arrays, body)), arrays)
     assert got.dtype == np.float16
     half_ulp = 2**-11  # of the largest value; all before the last rounding is float32
     assert error(got, expected(**arrays)) < 1.01 * half_ulp
@@ -156,7 +137,7 @@ def test_longest_sequence_and_slowest_states(body: str) -> None:
     arrays["dt_weight"] *= np.float32(0.01)
     arrays["a"] = np.tile(-rate.reshape(-1, 1), (4, 1, 1)).astype(np.float32)
     assert arrays["x"].shape[1] * arrays["x"].shape[2] == MAX_TOKENS
-    assert error(run(session(model(arrays, body)), arrays), expected(**arrays)) < 1e-5
+    assert error(run(session(one_node_model(arrays, body)), arrays), expected(**arrays)) < 1e-5
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -168,7 +149,7 @@ def test_softplus_is_accurate_relative_to_each_delta(body: str) -> None:
     arrays["dt_bias"] = np.tile(raw, (4, 1))
     wide = raw.astype(np.float64)
     wanted = 4 * (np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide))))
-    got = run(session(model(arrays, body)), arrays).ravel()
+    got = run(session(one_node_model(arrays, body)), arrays).ravel()
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
@@ -177,13 +158,13 @@ def test_extreme_values_stay_finite(body: str) -> None:
     arrays = inputs((4, 4, 6, 1, 2), 2)
     arrays["dt_bias"] = np.tile(np.array([-1000, -200, -100, 100, 200, 1000], np.float32), (4, 1))
     arrays["a"][:, :, 0] = -64
-    assert error(run(session(model(arrays, body)), arrays), expected(**arrays)) < 1e-5
+    assert error(run(session(one_node_model(arrays, body)), arrays), expected(**arrays)) < 1e-5
 
 
 @pytest.mark.parametrize("body", BODIES)
 def test_no_index_arithmetic_is_left_at_run_time(body: str, tmp_path: Path) -> None:
     arrays = inputs((6, 5, 8, 3, 1), 1)
-    session(model(arrays, body), save=tmp_path / "optimised.onnx")
+    session(one_node_model(arrays, body), save=tmp_path / "optimised.onnx")
     left = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
     allowed = {"Concat", "Slice"} if body == "blocked" else set()
     assert left & INDEX_OPS == allowed
@@ -194,7 +175,7 @@ def test_no_index_arithmetic_is_left_at_run_time(body: str, tmp_path: Path) -> N
 def test_blocked_refuses_more_tokens_than_its_levels_hold() -> None:
     arrays = inputs((1, MAX_TOKENS + 1, 1, 1, 1), 1)
     with pytest.raises(Exception, match="Reshape"):
-        run(session(model(arrays, "blocked")), arrays)
+        run(session(one_node_model(arrays, "blocked")), arrays)
 
 
 def test_unknown_body_and_old_opset_are_refused() -> None:
