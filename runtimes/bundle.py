@@ -151,8 +151,10 @@ def read_manifest(file: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{file} is not a LaMamba manifest: its format is not {FORMAT!r}")
     version = manifest.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise InputError(f"{file} has format version {version!r}, this reader knows {VERSION}; update lamamba")
+    if type(version) is not int or version < 1:
+        raise InputError(f"{file} has format version {version!r}; expected a whole number from 1, export it again")
+    if version > VERSION:
+        raise InputError(f"{file} has format version {version}, this reader knows up to {VERSION}; update lamamba")
     if manifest.get("digest") != digest(text):
         raise InputError(f"{file} does not match its own digest; it is damaged or edited, export the bundle again")
     _check_keys(manifest, file)
@@ -212,8 +214,10 @@ def _check_keys(manifest: Mapping[str, Any], file: Path) -> None:
     _check_nested(manifest, "sample", SAMPLE_KEYS, file)
     _check_nested(manifest, "defaults", ("sampler", "steps", "guidance"), file)
     _check_nested(manifest, "schedule", ("alphas_cumprod",), file)
-    for name in manifest["files"]:
+    for name, facts in manifest["files"].items():
         parts = PurePosixPath(name)
+        if not isinstance(facts, dict) or not isinstance(facts.get("size"), int) or "sha256" not in facts:
+            raise InputError(f"{file} lacks size and sha256 of the file {name!r}; export the bundle again")
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
             raise InputError(f"{file} names the file {name!r} outside the bundle; the bundle is refused")
 

@@ -44,7 +44,7 @@ Table = tuple[Row, ...]
 def spaced_timesteps(total: int, steps: int) -> list[int]:
     """`steps` of the timesteps 0 .. total - 1, evenly spread with both ends, falling (improved DDPM's respacing).
 
-    One step alone is the last timestep, where x is pure noise.
+    Halves are rounded to the even neighbour. One step alone is the last timestep, where x is pure noise.
     """
     if steps == 1:
         return [total - 1]
@@ -79,20 +79,21 @@ def sampler_table(
     if timesteps is None:
         if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= total:
             raise InputError(f"steps must be a whole number between 1 and {total}, got {steps!r}")
-        timesteps = spaced_timesteps(total, steps)
+        timesteps = SAMPLERS[sampler].spacing(total, steps)
     _check_timesteps(timesteps, total)
     if not 0 < clip < math.inf:
         raise InputError(f"clip must be a positive finite number, got {clip!r}")
     low, high = guidance_interval or (0, total - 1)
     if not low <= high:
         raise InputError(f"guidance_interval must be (low, high) with low <= high, got {guidance_interval}")
-    noisy, coefficients = SAMPLERS[sampler](alphas_cumprod[list(timesteps)])
+    kind = SAMPLERS[sampler]
+    coefficients = kind.coefficients(alphas_cumprod[list(timesteps)])
     last = len(timesteps) - 1
     return tuple(
         Row(
             t=float(t),
             guided=bool(low <= t <= high),
-            noisy=noisy and i < last,
+            noisy=kind.noisy and i < last,
             coef=tuple(float(np.float32(value)) for value in (*row, clip)),
         )
         for i, (t, row) in enumerate(zip(timesteps, coefficients, strict=True))
@@ -154,8 +155,22 @@ def dpmpp_2m(abar: Array) -> Array:
     return np.stack([*_x0_coefficients(abar), mean_x0, mean_x, mean_history, zeros, zeros], axis=1)
 
 
-SAMPLERS: dict[str, Callable[[Array], tuple[bool, Array]]] = {
-    "ddpm": lambda abar: (True, ddpm(abar)),
-    "ddim": lambda abar: (False, ddim(abar)),
-    "dpmpp-2m": lambda abar: (False, dpmpp_2m(abar)),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a table is made.
+
+    Args:
+        spacing: from T and the number of steps to falling timesteps. noisy: whether all rows but the last draw noise.
+        coefficients: from alphas_cumprod at those timesteps (S,) to the rows' first seven coefficients (S, 7).
+    """
+
+    spacing: Callable[[int, int], list[int]]
+    noisy: bool
+    coefficients: Callable[[Array], Array]
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(spacing=spaced_timesteps, noisy=True, coefficients=ddpm),
+    "ddim": Sampler(spacing=spaced_timesteps, noisy=False, coefficients=ddim),
+    "dpmpp-2m": Sampler(spacing=spaced_timesteps, noisy=False, coefficients=dpmpp_2m),
 }
