@@ -1,0 +1,236 @@
+// The C interface: checks sizes, picks the instruction set, lays out one call and hands its tasks to threads.
+#include "cross_scan.h"
+
+#include "plan.h"
+#include "rows.h"
+#include "threads.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <initializer_list>
+
+namespace lamamba {
+namespace {
+
+enum Error { IMPOSSIBLE = -1, NO_MEMORY = -2 };
+
+bool runs_here(const Kernels *kernels) {
+  if (!kernels) return false;
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_cpu_init();
+  if (kernels == avx512_kernels)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (kernels == avx2_kernels) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return true;
+}
+
+// The best instruction set, or the one of this name; null where that one does not run here.
+const Kernels *kernels_named(const char *name) {
+  for (const Kernels *kernels : {avx512_kernels, avx2_kernels, base_kernels})
+    if (runs_here(kernels) && (!name || strcmp(name, kernels->name) == 0)) return kernels;
+  return nullptr;
+}
+
+const Kernels *first_choice() {
+  const Kernels *asked = kernels_named(getenv("LAMAMBA_ISA"));
+  return asked ? asked : kernels_named(nullptr);
+}
+
+std::atomic<const Kernels *> chosen{first_choice()};
+
+// Where tasks run: the host's threads, or the library's.
+struct Host {
+  lamamba_parallel parallel;
+  void *host;
+  int threads;
+
+  template <class Body>
+  void for_each(int64_t count, const Body &body) const {
+    const lamamba_task task = [](void *context, int64_t index) {
+      const FloatMode mode;
+      (*static_cast<const Body *>(context))(index);
+    };
+    void *context = const_cast<void *>(static_cast<const void *>(&body));
+    if (count == 1 || (!parallel && threads == 1))
+      for (int64_t i = 0; i < count; ++i) task(context, i);
+    else if (parallel)
+      parallel(host, count, task, context);
+    else
+      run_on_own_threads(threads, count, task, context);
+  }
+};
+
+Host host_of(lamamba_parallel parallel, void *host, int threads) {
+  return {parallel, host, threads > 0 ? threads : processors()};
+}
+
+// Cuts one block of memory into aligned arrays: once with no block, to learn how large it must be, then for good.
+struct Arena {
+  char *base;
+  size_t used;
+
+  template <class T>
+  T *take(int64_t count) {
+    T *array = base ? reinterpret_cast<T *>(base + used) : nullptr;
+    used += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+    return array;
+  }
+};
+
+struct Block {
+  char *memory = nullptr;
+  explicit Block(size_t bytes) {
+    void *got = nullptr;
+    if (posix_memalign(&got, 64, bytes + 64) == 0) memory = static_cast<char *>(got);
+  }
+  ~Block() { free(memory); }
+  Block(const Block &) = delete;
+  Block &operator=(const Block &) = delete;
+};
+
+// The most elements an array may have, so that no size in bytes overflows.
+constexpr double LIMIT = 1e15;
+
+bool possible(const lamamba_sizes *s, int type) {
+  if (!s || s->batch < 0 || s->height < 1 || s->width < 1 || s->channels < 1 || s->rank < 1 || s->state < 1) return false;
+  if (type < LAMAMBA_FLOAT32 || type > LAMAMBA_BFLOAT16) return false;
+  const double tokens = double(s->height) * double(s->width), row = double(s->rank) + 2 * double(s->state);
+  const double batch = double(s->batch) + 1, channels = double(s->channels) + 64;
+  return tokens < 2147483647.0 && batch * tokens * channels * double(s->state) < LIMIT && batch * tokens * row < LIMIT &&
+         channels * row < LIMIT;
+}
+
+// Raster index of the l-th token of each path, as lamamba/scan.py lays the paths out.
+void fill_order(int64_t height, int64_t width, int32_t *order) {
+  for (int path = 0; path < PATHS; ++path) {
+    const bool rows = path < 2, from_end = path % 2 == 1;
+    const int64_t lines = rows ? height : width, length = rows ? width : height;
+    for (int64_t i = 0; i < lines; ++i) {
+      const int64_t line = from_end ? lines - 1 - i : i;
+      const bool backwards = rows == (i % 2 == 1);  // rows start left to right, columns bottom to top
+      for (int64_t j = 0; j < length; ++j) {
+        const int64_t at = backwards ? length - 1 - j : j;
+        *order++ = int32_t(rows ? line * width + at : at * width + line);
+      }
+    }
+  }
+}
+
+Call call_of(const lamamba_sizes &sizes, int type, int lanes) {
+  Call call = {};
+  call.batch = sizes.batch;
+  call.tokens = sizes.height * sizes.width;
+  call.channels = sizes.channels;
+  call.rank = sizes.rank;
+  call.state = sizes.state;
+  call.type = type;
+  call.vectors = (sizes.channels + lanes - 1) / lanes;
+  return call;
+}
+
+struct Prepared {
+  int32_t *order;
+  float *proj;  // null when the caller's is float32
+};
+
+Prepared take_prepared(Call &call, Arena &arena, int lanes) {
+  Prepared prepared;
+  prepared.order = arena.take<int32_t>(PATHS * call.tokens);
+  call.packed = arena.take<float>(PATHS * call.vectors * packed_vectors(call) * lanes);
+  call.skip = arena.take<float>(call.vectors * lanes);
+  const int64_t proj = call.batch * call.tokens * PATHS * path_row(call);
+  prepared.proj = call.type == LAMAMBA_FLOAT32 ? nullptr : arena.take<float>(proj);
+  return prepared;
+}
+
+// Fills what every task reads: the order of tokens, packed parameters, proj in float32.
+void prepare(Call &call, const Kernels &kernels, const Host &host, const lamamba_sizes &sizes, const void *proj,
+             const Prepared &prepared) {
+  constexpr int64_t WORTH_THREADS = 1 << 15;  // numbers to move before a second thread pays for its call
+  fill_order(sizes.height, sizes.width, prepared.order);
+  call.order = prepared.order;
+  const int64_t packs = PATHS * call.vectors;
+  const bool small = packs * packed_vectors(call) * kernels.lanes < WORTH_THREADS;
+  (small ? Host{nullptr, nullptr, 1} : host).for_each(packs, [&](int64_t i) { kernels.pack(call, i); });
+  call.proj = static_cast<const float *>(proj);
+  if (call.type == LAMAMBA_FLOAT32) return;
+  const int64_t row = call.tokens * PATHS * path_row(call);
+  host.for_each(call.batch, [&](int64_t b) { read_row(call.type, proj, b * row, row, prepared.proj + b * row); });
+  call.proj = prepared.proj;
+}
+
+// Vectors a forward task takes: 32 channels share cache lines of x, y and proj; fewer when threads would be idle.
+int64_t forward_tile(const Call &call, int lanes, int threads) {
+  int64_t tile = lanes < 32 ? 32 / lanes : 1;
+  while (tile > 1 && call.batch * ((call.vectors + tile - 1) / tile) < 3 * threads) tile /= 2;
+  return tile;
+}
+
+void sum_paths(const Call &call, int64_t image) {
+  const int64_t size = call.tokens * call.channels, all = call.batch * size;
+  float *first = call.path_y + image * size;
+  for (int64_t i = 0; i < size; ++i) first[i] = ((first[i] + first[all + i]) + first[2 * all + i]) + first[3 * all + i];
+  write_row(call.type, call.y, image * size, size, first);
+}
+
+int forward(const Kernels &kernels, const lamamba_sizes &sizes, Call call, const void *proj, const Host &host) {
+  call.tile = forward_tile(call, kernels.lanes, host.threads);
+  const bool by_path = call.batch * tiles(call) < host.threads;
+  const int64_t outputs = by_path ? PATHS * call.batch * call.tokens * call.channels : 0;
+  Arena measure = {nullptr, 0};
+  take_prepared(call, measure, kernels.lanes);
+  measure.take<float>(outputs);
+  const Block block(measure.used);
+  if (!block.memory) return NO_MEMORY;
+  Arena arena = {block.memory, 0};
+  const Prepared prepared = take_prepared(call, arena, kernels.lanes);
+  call.path_y = by_path ? arena.take<float>(outputs) : nullptr;
+
+  prepare(call, kernels, host, sizes, proj, prepared);
+  std::atomic<bool> complete{true};
+  host.for_each(call.batch * tiles(call) * (by_path ? PATHS : 1), [&](int64_t i) {
+    if (!kernels.forward(call, i)) complete.store(false);
+  });
+  if (!complete.load()) return NO_MEMORY;
+  if (by_path) host.for_each(call.batch, [&](int64_t image) { sum_paths(call, image); });
+  return 0;
+}
+
+}  // namespace
+}  // namespace lamamba
+
+using namespace lamamba;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int lamamba_cross_scan_forward(const lamamba_sizes *sizes, int type, const void *x, const void *proj,
+                                      const float *dt_weight, const float *dt_bias, const float *a, const float *d,
+                                      void *y, lamamba_parallel parallel, void *host, int threads) {
+  if (!possible(sizes, type)) return IMPOSSIBLE;
+  if (sizes->batch == 0) return 0;
+  if (!x || !proj || !dt_weight || !dt_bias || !a || !d || !y) return IMPOSSIBLE;
+  const Kernels &kernels = *chosen.load();
+  Call call = call_of(*sizes, type, kernels.lanes);
+  call.x = x;
+  call.dt_weight = dt_weight;
+  call.dt_bias = dt_bias;
+  call.a = a;
+  call.d = d;
+  call.y = y;
+  return forward(kernels, *sizes, call, proj, host_of(parallel, host, threads));
+}
+
+EXPORT int lamamba_abi(void) { return LAMAMBA_ABI; }
+
+EXPORT const char *lamamba_instruction_set(void) { return chosen.load()->name; }
+
+// For tests: another instruction set for all calls from now on; -1 where it does not run here. Null: the best again.
+EXPORT int lamamba_choose_instruction_set(const char *name) {
+  const Kernels *kernels = kernels_named(name);
+  if (kernels) chosen.store(kernels);
+  return kernels ? 0 : -1;
+}

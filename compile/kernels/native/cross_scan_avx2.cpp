@@ -1,0 +1,15 @@
+// Compiled with this instruction set switched on, by flags of this file alone; empty without them.
+#include "plan.h"
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include "cross_scan_simd.h"
+
+namespace lamamba {
+static const Kernels kernels = {"avx2", LANES, pack, forward};
+const Kernels *const avx2_kernels = &kernels;
+}  // namespace lamamba
+#else
+namespace lamamba {
+const Kernels *const avx2_kernels = nullptr;
+}  // namespace lamamba
+#endif

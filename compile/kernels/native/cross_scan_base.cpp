@@ -1,0 +1,7 @@
+// What every processor of the architecture has: SSE2 or NEON.
+#include "cross_scan_simd.h"
+
+namespace lamamba {
+static const Kernels kernels = {"base", LANES, pack, forward};
+const Kernels *const base_kernels = &kernels;
+}  // namespace lamamba

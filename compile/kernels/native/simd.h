@@ -1,0 +1,139 @@
+// Vectors of `LANES` floats for the instruction set this file is compiled for, and the few functions the scan needs.
+//
+// Everything has internal linkage: each instruction set compiles its own copy, and none may leak into another's code.
+// Nothing here assumes that numbers are finite: NaN stays NaN and infinities saturate as in the C library.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // at any address of floats
+
+INLINE vec load(const float *p) { return *reinterpret_cast<const loose_vec *>(p); }
+INLINE void store(float *p, vec v) { *reinterpret_cast<loose_vec *>(p) = v; }
+
+#if defined(__AVX512F__)
+INLINE vec splat(float f) { return _mm512_set1_ps(f); }
+INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vec max_or_nan(vec bound, vec v) { return _mm512_max_ps(bound, v); }  // v when v is NaN
+INLINE vec min_or_nan(vec bound, vec v) { return _mm512_min_ps(bound, v); }
+INLINE vec one_or(vec v, vec otherwise) {  // 1 where v > 0
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, vec{}, _CMP_GT_OQ), otherwise, splat(1));
+}
+INLINE vec nearest(vec v) { return _mm512_roundscale_ps(v, 0); }
+INLINE vec times_power(vec v, vec n) { return _mm512_scalef_ps(v, n); }  // v 2^n
+#else
+#if defined(__AVX2__) && defined(__FMA__)
+INLINE vec splat(float f) { return _mm256_set1_ps(f); }
+INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec max_or_nan(vec bound, vec v) { return _mm256_max_ps(bound, v); }
+INLINE vec min_or_nan(vec bound, vec v) { return _mm256_min_ps(bound, v); }
+#elif defined(__SSE2__)
+INLINE vec splat(float f) { return _mm_set1_ps(f); }
+INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
+INLINE vec max_or_nan(vec bound, vec v) { return _mm_max_ps(bound, v); }
+INLINE vec min_or_nan(vec bound, vec v) { return _mm_min_ps(bound, v); }
+#elif defined(__aarch64__)
+INLINE vec splat(float f) { return vdupq_n_f32(f); }
+INLINE vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
+INLINE vec max_or_nan(vec bound, vec v) { return vmaxq_f32(bound, v); }
+INLINE vec min_or_nan(vec bound, vec v) { return vminq_f32(bound, v); }
+#else
+INLINE vec splat(float f) { return vec{} + f; }
+INLINE vec fma(vec a, vec b, vec c) { return a * b + c; }
+INLINE vec max_or_nan(vec bound, vec v) { return bound > v ? bound : v; }
+INLINE vec min_or_nan(vec bound, vec v) { return bound < v ? bound : v; }
+#endif
+INLINE vec one_or(vec v, vec otherwise) { return v > vec{} ? splat(1) : otherwise; }
+INLINE vec nearest(vec v) {  // adding 1.5 2^23 leaves no room for a fraction; |v| < 2^22
+  const vec magic = splat(12582912.0f);
+  return (v + magic) - magic;
+}
+INLINE vec times_power(vec v, vec n) {  // v 2^n in two steps, so that subnormal and infinite results come out right
+  const ivec bits = (ivec)(n + splat(12582912.0f)) - 0x4B400000;  // n as integers
+  const ivec half = bits >> 1;
+  return v * (vec)((half + 127) << 23) * (vec)((bits - half + 127) << 23);
+}
+#endif
+
+INLINE vec magnitude(vec v) { return (vec)((ivec)v & 0x7FFFFFFF); }
+
+// e^v, within 1.5 units in the last place.
+INLINE vec exponential(vec v) {
+  v = min_or_nan(splat(90.0f), max_or_nan(splat(-110.0f), v));
+  const vec n = nearest(v * splat(1.44269504f));
+  vec r = fma(n, splat(-0.693359375f), v);  // ln 2 in two parts, the first short enough for n of any size to be exact
+  r = fma(n, splat(2.12194440e-4f), r);
+  vec p = splat(1.381469609721327e-3f);
+  p = fma(p, r, splat(8.368773324855952e-3f));
+  p = fma(p, r, splat(4.166838938104647e-2f));
+  p = fma(p, r, splat(0.166665201841336f));
+  p = fma(p, r, splat(0.49999993437125284f));
+  p = fma(p, r, splat(1));
+  return times_power(fma(p, r, splat(1)), n);
+}
+
+// ln(1 + e) for e in [0, 1]: a polynomial with no constant term keeps the relative error at tiny e.
+INLINE vec log_one_plus(vec e) {
+  vec p = splat(-0.0033281771313387653f);
+  p = fma(p, e, splat(0.02024988146774986f));
+  p = fma(p, e, splat(-0.0577530499190254f));
+  p = fma(p, e, splat(0.10689970000642023f));
+  p = fma(p, e, splat(-0.15361279317752208f));
+  p = fma(p, e, splat(0.19697584540447227f));
+  p = fma(p, e, splat(-0.24959048903194084f));
+  p = fma(p, e, splat(0.3333056065085587f));
+  p = fma(p, e, splat(-0.4999993471619974f));
+  return fma(p * e, e, e);
+}
+
+struct Softplus {
+  vec value, slope;  // ln(1 + e^z) and its derivative 1 / (1 + e^-z)
+};
+
+template <bool WITH_SLOPE>
+INLINE Softplus softplus(vec z) {
+  const vec e = exponential(-magnitude(z));
+  const vec value = max_or_nan(vec{}, z) + log_one_plus(e);
+  return {value, WITH_SLOPE ? one_or(z, e) / (splat(1) + e) : value};
+}
+
+struct Decay {
+  vec value, rest;
+};
+
+// 2^v as `value` + `rest`, the rounding error of value: over thousands of tokens a decay near 1 would add it up.
+INLINE Decay decay_of(vec v) {
+  v = min_or_nan(splat(130.0f), max_or_nan(splat(-160.0f), v));
+  const vec n = nearest(v), r = v - n;
+  vec p = splat(1.5403512367553545e-4f);
+  p = fma(p, r, splat(1.3390735477607873e-3f));
+  p = fma(p, r, splat(9.618237494907015e-3f));
+  p = fma(p, r, splat(5.55035743364266e-2f));
+  p = fma(p, r, splat(0.24022649794962264f));
+  p = fma(p, r, splat(0.693147187926693f)) * r;
+  const vec value = splat(1) + p;
+  return {times_power(value, n), times_power((splat(1) - value) + p, n)};
+}
+
+}  // namespace
