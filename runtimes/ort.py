@@ -41,6 +41,8 @@ def open_engine(
     """
     if bundle.target != "ort":
         raise InputError(f"{bundle.path} was exported for {bundle.target}; make one with lamamba-export -t ort")
+    if missing := [name for name in GRAPHS.values() if name not in bundle.files]:
+        raise InputError(f"{bundle.path} is an ort bundle without {missing[0]}; export it again")
     if provider not in ("auto", *PROVIDERS):
         raise InputError(f"no provider {provider!r}; the providers are auto, {', '.join(PROVIDERS)}")
     if threads is not None and threads < 1:
