@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def instruction_set() -> str:
-    """What the library picked for this processor: "avx512", "avx2" or "base"."""
+    """What the library picked for this processor: "avx512", "avx2" or "base"; LAMAMBA_ISA, read by it once, asks."""
     return str(_needed().lamamba_instruction_set().decode())
 
 
@@ -73,6 +73,18 @@ def cross_scan_forward(
     y = np.empty_like(arrays[0])
     _run("lamamba_cross_scan_forward", arrays, (y,), threads)
     return y
+
+
+def cross_scan_backward(
+    x: Array, proj: Array, dt_weight: Array, dt_bias: Array, a: Array, d: Array, dy: Array, threads: int = 0
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Gradients of the six inputs of `cross_scan_forward`, in float32; dy (B, H, W, D) as x. Raises as it does."""
+    arrays = _arrays(x, proj, dt_weight, dt_bias, a, d)
+    if dy.shape != x.shape:
+        raise InputError(f"dy is {dy.shape}; expected the shape of x, {x.shape}")
+    gradients = tuple(np.empty(array.shape, np.float32) for array in arrays)
+    _run("lamamba_cross_scan_backward", arrays, (np.ascontiguousarray(dy, dtype=x.dtype), *gradients), threads)
+    return gradients  # type: ignore[return-value]
 
 
 def _arrays(x: Array, proj: Array, *parameters: Array) -> list[Array]:
@@ -142,6 +154,7 @@ def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
     start: list[Any] = [ctypes.POINTER(Sizes), ctypes.c_int]
     end: list[Any] = [PARALLEL, ctypes.c_void_p, ctypes.c_int]
     found.lamamba_cross_scan_forward.argtypes = start + [ctypes.c_void_p] * 7 + end
+    found.lamamba_cross_scan_backward.argtypes = start + [ctypes.c_void_p] * 13 + end
     found.lamamba_instruction_set.restype = ctypes.c_char_p
     found.lamamba_choose_instruction_set.argtypes = [ctypes.c_char_p]
     return found

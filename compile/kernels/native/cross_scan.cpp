@@ -170,33 +170,103 @@ int64_t forward_tile(const Call &call, int lanes, int threads) {
   return tile;
 }
 
-void sum_paths(const Call &call, int64_t image) {
+// The paths' results of one image, added in the order in which one task would.
+void sum_paths(const Call &call, int type, int64_t image) {
   const int64_t size = call.tokens * call.channels, all = call.batch * size;
-  float *first = call.path_y + image * size;
+  float *first = call.path_result + image * size;
   for (int64_t i = 0; i < size; ++i) first[i] = ((first[i] + first[all + i]) + first[2 * all + i]) + first[3 * all + i];
-  write_row(call.type, call.y, image * size, size, first);
+  write_row(type, call.result, image * size, size, first);
+}
+
+// Runs the tasks of a pass and adds up their paths; `type` is the result's.
+bool run_tasks(const Call &call, const Host &host, bool (*task)(const Call &, int64_t), int type) {
+  std::atomic<bool> complete{true};
+  host.for_each(call.batch * tiles(call) * (call.path_result ? PATHS : 1), [&](int64_t i) {
+    if (!task(call, i)) complete.store(false);
+  });
+  if (!complete.load()) return false;
+  if (call.path_result) host.for_each(call.batch, [&](int64_t image) { sum_paths(call, type, image); });
+  return true;
+}
+
+Prepared lay_out_forward(Call &call, Arena &arena, int lanes, bool by_path) {
+  const Prepared prepared = take_prepared(call, arena, lanes);
+  call.path_result = by_path ? arena.take<float>(PATHS * call.batch * call.tokens * call.channels) : nullptr;
+  return prepared;
 }
 
 int forward(const Kernels &kernels, const lamamba_sizes &sizes, Call call, const void *proj, const Host &host) {
   call.tile = forward_tile(call, kernels.lanes, host.threads);
   const bool by_path = call.batch * tiles(call) < host.threads;
-  const int64_t outputs = by_path ? PATHS * call.batch * call.tokens * call.channels : 0;
   Arena measure = {nullptr, 0};
-  take_prepared(call, measure, kernels.lanes);
-  measure.take<float>(outputs);
+  lay_out_forward(call, measure, kernels.lanes, by_path);
   const Block block(measure.used);
   if (!block.memory) return NO_MEMORY;
   Arena arena = {block.memory, 0};
-  const Prepared prepared = take_prepared(call, arena, kernels.lanes);
-  call.path_y = by_path ? arena.take<float>(outputs) : nullptr;
-
+  const Prepared prepared = lay_out_forward(call, arena, kernels.lanes, by_path);
   prepare(call, kernels, host, sizes, proj, prepared);
-  std::atomic<bool> complete{true};
-  host.for_each(call.batch * tiles(call) * (by_path ? PATHS : 1), [&](int64_t i) {
-    if (!kernels.forward(call, i)) complete.store(false);
-  });
-  if (!complete.load()) return NO_MEMORY;
-  if (by_path) host.for_each(call.batch, [&](int64_t image) { sum_paths(call, image); });
+  return run_tasks(call, host, kernels.forward, call.type) ? 0 : NO_MEMORY;
+}
+
+// Where the gradients go, dx aside.
+struct Outputs {
+  float *dproj, *ddt_weight, *ddt_bias, *da, *dd;
+};
+
+Prepared lay_out_backward(Call &call, Arena &arena, int lanes, bool by_path) {
+  const Prepared prepared = lay_out_forward(call, arena, lanes, by_path);
+  const int64_t vectors = call.batch * call.vectors;
+  call.more_dproj = arena.take<float>((tiles(call) - 1) * call.batch * call.tokens * PATHS * path_row(call));
+  call.gradients = arena.take<float>(vectors * PATHS * gradient_vectors(call) * lanes);
+  call.dskip = arena.take<float>(vectors * lanes);
+  return prepared;
+}
+
+void sum_tiles(const Call &call, int64_t image) {
+  const int64_t size = call.tokens * PATHS * path_row(call);
+  for (int64_t tile = 1; tile < tiles(call); ++tile) {
+    float *sum = call.dproj + image * size;
+    const float *more = call.more_dproj + ((tile - 1) * call.batch + image) * size;
+    for (int64_t i = 0; i < size; ++i) sum[i] += more[i];
+  }
+}
+
+// Adds the images' gradients of one path and vector and writes them where the caller wants them.
+void sum_images(const Call &call, int lanes, const Outputs &to, int64_t index) {
+  const int64_t size = gradient_vectors(call) * lanes, path = index / call.vectors, vector = index % call.vectors;
+  float *sum = call.gradients + index * size, *skip = call.dskip + vector * lanes;
+  for (int64_t image = 1; image < call.batch; ++image) {
+    const float *more = call.gradients + (image * PATHS * call.vectors + index) * size;
+    for (int64_t i = 0; i < size; ++i) sum[i] += more[i];
+    const float *more_skip = call.dskip + (image * call.vectors + vector) * lanes;
+    for (int i = 0; i < lanes && path == 0; ++i) skip[i] += more_skip[i];
+  }
+  for (int i = 0; i < lanes && vector * lanes + i < call.channels; ++i) {
+    const int64_t channel = path * call.channels + vector * lanes + i;
+    to.ddt_bias[channel] = sum[i];
+    for (int64_t n = 0; n < call.state; ++n) to.da[channel * call.state + n] = sum[(1 + n) * lanes + i];
+    for (int64_t r = 0; r < call.rank; ++r)
+      to.ddt_weight[channel * call.rank + r] = sum[(1 + call.state + r) * lanes + i];
+    for (int64_t k = 0; k < PATHS && path == 0; ++k) to.dd[k * call.channels + vector * lanes + i] = skip[i];
+  }
+}
+
+// Tiles of 64 channels whatever the threads: dproj adds up by tile, and its sums must come out the same.
+int backward(const Kernels &kernels, const lamamba_sizes &sizes, Call call, const void *proj, const Outputs &to,
+             const Host &host) {
+  call.tile = 64 / kernels.lanes;
+  const bool by_path = call.batch * tiles(call) < host.threads;
+  Arena measure = {nullptr, 0};
+  lay_out_backward(call, measure, kernels.lanes, by_path);
+  const Block block(measure.used);
+  if (!block.memory) return NO_MEMORY;
+  Arena arena = {block.memory, 0};
+  const Prepared prepared = lay_out_backward(call, arena, kernels.lanes, by_path);
+  call.dproj = to.dproj;
+  prepare(call, kernels, host, sizes, proj, prepared);
+  if (!run_tasks(call, host, kernels.backward, LAMAMBA_FLOAT32)) return NO_MEMORY;
+  if (tiles(call) > 1) host.for_each(call.batch, [&](int64_t image) { sum_tiles(call, image); });
+  host.for_each(PATHS * call.vectors, [&](int64_t i) { sum_images(call, kernels.lanes, to, i); });
   return 0;
 }
 
@@ -220,8 +290,35 @@ EXPORT int lamamba_cross_scan_forward(const lamamba_sizes *sizes, int type, cons
   call.dt_bias = dt_bias;
   call.a = a;
   call.d = d;
-  call.y = y;
+  call.result = y;
   return forward(kernels, *sizes, call, proj, host_of(parallel, host, threads));
+}
+
+EXPORT int lamamba_cross_scan_backward(const lamamba_sizes *sizes, int type, const void *x, const void *proj,
+                                       const float *dt_weight, const float *dt_bias, const float *a, const float *d,
+                                       const void *dy, float *dx, float *dproj, float *ddt_weight, float *ddt_bias,
+                                       float *da, float *dd, lamamba_parallel parallel, void *host, int threads) {
+  if (!possible(sizes, type) || !ddt_weight || !ddt_bias || !da || !dd) return IMPOSSIBLE;
+  if (sizes->batch == 0) {
+    const size_t rows = size_t(PATHS * sizes->channels) * sizeof(float);
+    memset(ddt_weight, 0, rows * size_t(sizes->rank));
+    memset(da, 0, rows * size_t(sizes->state));
+    memset(ddt_bias, 0, rows);
+    memset(dd, 0, rows);
+    return 0;
+  }
+  if (!x || !proj || !dt_weight || !dt_bias || !a || !d || !dy || !dx || !dproj) return IMPOSSIBLE;
+  const Kernels &kernels = *chosen.load();
+  Call call = call_of(*sizes, type, kernels.lanes);
+  call.x = x;
+  call.dy = dy;
+  call.dt_weight = dt_weight;
+  call.dt_bias = dt_bias;
+  call.a = a;
+  call.d = d;
+  call.result = dx;
+  const Outputs to = {dproj, ddt_weight, ddt_bias, da, dd};
+  return backward(kernels, *sizes, call, proj, to, host_of(parallel, host, threads));
 }
 
 EXPORT int lamamba_abi(void) { return LAMAMBA_ABI; }

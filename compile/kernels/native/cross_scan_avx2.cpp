@@ -2,10 +2,10 @@
 #include "plan.h"
 
 #if defined(__AVX2__) && defined(__FMA__)
-#include "cross_scan_simd.h"
+#include "cross_scan_backward_simd.h"
 
 namespace lamamba {
-static const Kernels kernels = {"avx2", LANES, pack, forward};
+static const Kernels kernels = {"avx2", LANES, pack, forward, backward};
 const Kernels *const avx2_kernels = &kernels;
 }  // namespace lamamba
 #else

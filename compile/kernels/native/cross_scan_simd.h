@@ -187,37 +187,69 @@ Walk walk_of(const Call &call, const Tile &tile, int64_t path) {
   return walk;
 }
 
-bool forward(const Call &call, int64_t index) {
-  const int64_t per_path = call.batch * lamamba::tiles(call), within = index % per_path;
+// What a task is about, and where its result goes.
+struct Task {
+  Tile tile;
+  int64_t first_path, last_path;
+  bool by_path;
+};
+
+Task task_at(const Call &call, int64_t index) {
+  const int64_t per_path = call.batch * lamamba::tiles(call), within = index % per_path, path = index / per_path;
   const Tile tile = tile_at(call, within / lamamba::tiles(call), within % lamamba::tiles(call), call.tile);
-  const bool by_path = call.path_y != nullptr;
-  const int64_t size = call.tokens * tile.vectors * LANES, path = index / per_path;
-  float *memory = static_cast<float *>(lamamba::scratch(size_t(2 * size + call.state * PAIR * LANES) * 4));
+  const bool by_path = call.path_result != nullptr;
+  return {tile, path, by_path ? path : PATHS - 1, by_path};
+}
+
+// Rows to which a task adds its paths, in float32: the result itself where vectors can be written there, else `buffer`.
+struct Result {
+  Rows rows;
+  void *array;
+  int type;
+  bool in_place;
+};
+
+Result result_of(const Call &call, const Task &task, int type, float *buffer) {
+  Result result;
+  result.type = task.by_path ? int(LAMAMBA_FLOAT32) : type;
+  result.in_place = whole(task.tile) && result.type == LAMAMBA_FLOAT32;
+  result.array = call.result;
+  if (task.by_path) result.array = call.path_result + task.first_path * call.batch * call.tokens * call.channels;
+  result.rows = {buffer, task.tile.vectors * LANES};
+  const int64_t from = task.tile.image * call.tokens * call.channels + task.tile.channel;
+  if (result.in_place) result.rows = {static_cast<float *>(result.array) + from, call.channels};
+  return result;
+}
+
+void finish(const Call &call, const Task &task, const Result &result) {
+  const int64_t from = task.tile.image * call.tokens * call.channels + task.tile.channel;
+  for (int64_t l = 0; l < call.tokens && !result.in_place; ++l)
+    write_row(result.type, result.array, from + l * call.channels, task.tile.width,
+              result.rows.data + l * result.rows.stride);
+}
+
+bool forward(const Call &call, int64_t index) {
+  const Task task = task_at(call, index);
+  const Tile &tile = task.tile;
+  const int64_t size = call.tokens * tile.vectors * LANES, states = call.state * PAIR * LANES;
+  float *memory = static_cast<float *>(lamamba::scratch(size_t(2 * size + states) * 4));
   if (!memory) return false;
-  vec *states = reinterpret_cast<vec *>(memory);
-  float *x_buffer = memory + call.state * PAIR * LANES, *y_buffer = x_buffer + size;
-
-  const Rows x = rows_of(call, call.x, tile, x_buffer);
-  const bool in_place = whole(tile) && (by_path || call.type == LAMAMBA_FLOAT32);
-  const int type = by_path ? int(LAMAMBA_FLOAT32) : call.type;
-  void *y = by_path ? call.path_y + path * call.batch * call.tokens * call.channels : call.y;
-  const int64_t from = tile.image * call.tokens * call.channels + tile.channel;
-  const Rows out = in_place ? Rows{static_cast<float *>(y) + from, call.channels} : Rows{y_buffer, tile.vectors * LANES};
-
-  for (int64_t k = by_path ? path : 0; k <= (by_path ? path : PATHS - 1); ++k) {
+  const Rows x = rows_of(call, call.x, tile, memory + states);
+  const Result y = result_of(call, task, call.type, memory + states + size);
+  for (int64_t k = task.first_path; k <= task.last_path; ++k) {
     const Walk whole_tile = walk_of(call, tile, k);
     for (int64_t v = 0; v < tile.vectors; v += PAIR) {
       Walk walk = whole_tile;
       walk.packed += v * walk.packed_stride;
       walk.x = {x.data + v * LANES, x.stride};
-      walk.y = {out.data + v * LANES, out.stride};
+      walk.y = {y.rows.data + v * LANES, y.rows.stride};
       if (walk.skip) walk.skip += v * LANES;
-      walk.add = !by_path && k > 0;
-      tile.vectors - v >= PAIR ? walk_forward<PAIR>(walk, states) : walk_forward<1>(walk, states);
+      walk.add = k > task.first_path;
+      vec *h = reinterpret_cast<vec *>(memory);
+      tile.vectors - v >= PAIR ? walk_forward<PAIR>(walk, h) : walk_forward<1>(walk, h);
     }
   }
-  for (int64_t l = 0; l < call.tokens && !in_place; ++l)
-    write_row(type, y, from + l * call.channels, tile.width, out.data + l * out.stride);
+  finish(call, task, y);
   return true;
 }
 

@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -134,6 +136,27 @@ INLINE Decay decay_of(vec v) {
   p = fma(p, r, splat(0.693147187926693f)) * r;
   const vec value = splat(1) + p;
   return {times_power(value, n), times_power((splat(1) - value) + p, n)};
+}
+
+template <int WIDTH, int... I>
+INLINE vec fold(vec a, vec b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  const vec own = __builtin_shufflevector(a, b, (I & WIDTH ? LANES + I : I)...);
+  const vec other = __builtin_shufflevector(a, b, (I & WIDTH ? LANES + (I ^ WIDTH) : I ^ WIDTH)...);
+#else
+  const vec own = __builtin_shuffle(a, b, ivec{(I & WIDTH ? LANES + I : I)...});
+  const vec other = __builtin_shuffle(a, b, ivec{(I & WIDTH ? LANES + (I ^ WIDTH) : I ^ WIDTH)...});
+#endif
+  return own + other;
+}
+
+// Lane i of the result is the sum of the lanes of v[i], always added in the same order; v is overwritten.
+template <int WIDTH = 1>
+INLINE vec lane_sums(vec (&v)[LANES]) {
+  for (int i = 0; i < LANES / WIDTH / 2; ++i)
+    v[i] = fold<WIDTH>(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, LANES>());
+  if constexpr (2 * WIDTH < LANES) return lane_sums<2 * WIDTH>(v);
+  return v[0];
 }
 
 }  // namespace
