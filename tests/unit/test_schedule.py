@@ -51,9 +51,10 @@ def test_the_schedule() -> None:
     assert ALPHAS.dtype == np.float64
 
 
-def test_spacing_of_ten_steps() -> None:
+def test_spacing_is_rounded_half_to_even() -> None:
     assert spaced_timesteps(1000, 10) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
-    assert spaced_timesteps(1000, 3) == [999, 500, 0]  # 499.5 goes to the even neighbour
+    assert spaced_timesteps(1000, 3) == [999, 500, 0]
+    assert spaced_timesteps(1000, 7) == [999, 832, 666, 500, 333, 166, 0]  # 832.5, 499.5, 166.5 go to even neighbours
     assert spaced_timesteps(1000, 1) == [999]
     assert spaced_timesteps(1, 1) == [0]
 
