@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,16 +149,13 @@ def execution_of(
 
 def training_ops(device: torch.device) -> tuple[Ops, bool]:
     """The fastest differentiable functions for the device, and whether a CUDA graph can hold them."""
+    from lamamba.compile.ops import cross_scan
     from lamamba.model import REFERENCE
 
-    if device.type != "cuda":
-        return REFERENCE, False
-    try:
-        from lamamba.compile.kernels.cross_scan_triton import cross_scan
-    except ImportError:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         click.echo("no Triton: training with the reference scan, which is slow", err=True)
         return REFERENCE, False
-    return REFERENCE._replace(cross_scan=cross_scan), True
+    return REFERENCE._replace(cross_scan=cross_scan), device.type == "cuda"
 
 
 @contextmanager

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 
 from lamamba.checkpoint import WEIGHTS_FILE, Checkpoint, save_checkpoint
+from lamamba.compile import passes
 from lamamba.compile.bundle import Precision, check_replaceable, manifest, save_golden, seal
-from lamamba.compile.capture import FLOAT32_ISLANDS, capture
+from lamamba.compile.capture import capture
 from lamamba.compile.onnx_scan import body_for, one_node_model
 from lamamba.compile.prove import Prover, Scan
 from lamamba.compile.to_onnx import OPSET, describe, scan_variants, to_onnx
 from lamamba.errors import InputError
 from lamamba.files import atomic_folder
+from lamamba.precision import DTYPES, FLOAT32_ISLANDS
 from lamamba.runtimes.bundle import Bundle, open_bundle
 from lamamba.runtimes.ort import GRAPHS, OrtEngine, run_model
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Report = Callable[[str], None]
 
 
@@ -67,6 +68,9 @@ def export_ort(checkpoint: Checkpoint, out: Path, precision: Precision, report: 
         for guided, file in GRAPHS.items():
             report(f"capturing {file}")
             captured = capture(rounded, guided=guided, dtype=DTYPES[precision.compute])
+            captured, reports = passes.run(captured, passes.PRESERVING)
+            for line in reports:
+                report(f"pass {line}")
             model = to_onnx(captured, folder / WEIGHTS_FILE, body_for(checkpoint.config.d_state))
             (folder / file).write_bytes(model.SerializeToString())
             graphs["guided" if guided else "unguided"] = {"file": file, **describe(model)}

@@ -24,8 +24,9 @@ from onnx_ir.passes.common import (
 from onnxscript import script
 from onnxscript.onnx_types import FLOAT
 from onnxscript.optimizer import fold_constants
+from torch.export import ExportedProgram
 
-from lamamba.compile.capture import Captured
+from lamamba.compile.capture import OUTPUTS
 from lamamba.compile.onnx_scan import cross_scan_function
 from lamamba.config import ModelConfig
 
@@ -43,11 +44,11 @@ def _cross_scan_node(x, proj, dt_weight, dt_bias, a, d) -> FLOAT[...]:  # type: 
     return y
 
 
-def to_onnx(captured: Captured, weights: Path, scan_body: str) -> onnx.ModelProto:
+def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str) -> onnx.ModelProto:
     """The graph of a captured step: standard ops and one `lamamba.ai::CrossScan` node, with its body, a scan.
 
     Args:
-        captured: a step from `capture`.
+        captured: a step from `capture`, its attention lowered.
         weights: the safetensors file that holds the network's parameters; the graph will refer to it by name, so it
             must end up in the same folder. Parameters stored in another type than the graph computes in are cast.
         scan_body: body of the scan's function, see `cross_scan_function`.
@@ -57,12 +58,12 @@ def to_onnx(captured: Captured, weights: Path, scan_body: str) -> onnx.ModelProt
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            captured.program,
+            captured,
             dynamo=True,
             opset_version=OPSET,
             optimize=False,
             verbose=False,
-            output_names=list(captured.outputs),
+            output_names=list(OUTPUTS),
             custom_translation_table={torch.ops.lamamba.cross_scan.default: _cross_scan_node},
         )
     assert program is not None

@@ -1,8 +1,9 @@
-"""The reference engine: plain PyTorch, on the CPU or a CUDA device."""
+"""The torch engine: the network with the fast operators (or the plain reference), on the CPU or a CUDA device."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from lamamba.checkpoint import load_checkpoint
 from lamamba.errors import InputError
 from lamamba.model import LaMamba
+from lamamba.precision import DTYPES, in_precision
 from lamamba.runtimes.bundle import Bundle
 from lamamba.runtimes.sampler import Floats
 from lamamba.runtimes.schedule import Row
@@ -20,19 +22,25 @@ from lamamba.step import Step
 NEEDED = ("config.json", "model.safetensors")
 
 
-def open_engine(bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> TorchEngine:
+def open_engine(
+    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, compile: bool = False
+) -> TorchEngine:
     """The engine of a bundle that carries its configuration and weights, as torch and ort bundles do.
 
     Args:
         device: a torch device name. threads: torch's CPU threads, left alone by default.
+        compile: compile the step with `torch.compile`, on CUDA with CUDA graphs; the first steps then take minutes.
     """
+    from lamamba.compile.ops import OPS  # the one place where a runtime needs the compiler's operators
+
     if missing := [name for name in NEEDED if name not in bundle.files]:
         raise InputError(
             f"{bundle.path} is a {bundle.target} bundle without {missing[0]}; make one with lamamba-export -t torch"
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchEngine(load_checkpoint(bundle.path).model(), device)
+    compute = str(bundle.manifest["precision"]["compute"]) if bundle.target == "torch" else "fp32"
+    return TorchEngine(in_precision(load_checkpoint(bundle.path).model(OPS), DTYPES[compute]), device, compile)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,16 +54,17 @@ class State:
 
 
 class TorchEngine:
-    """Runs the step in eager PyTorch; `on_host` is true on the CPU."""
+    """Runs the step, eagerly or compiled; `on_host` is true on the CPU."""
 
-    def __init__(self, model: LaMamba, device: str = "cpu") -> None:
+    def __init__(self, model: LaMamba, device: str = "cpu", compile: bool = False) -> None:
         try:
             self.device = torch.device(device)
             model = model.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}") from error
         self.on_host = self.device.type == "cpu"
-        self.steps = {guided: Step(model, guided) for guided in (False, True)}
+        steps = {guided: Step(model, guided) for guided in (False, True)}
+        self.steps = {g: compiled(step, self.device) if compile else step for g, step in steps.items()}
 
     def begin(self, x: Floats, labels: NDArray[np.int32], guidance: Floats) -> State:
         """See `sampler.Engine`."""
@@ -83,3 +92,19 @@ class TorchEngine:
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def compiled(step: Step, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The step compiled whole: one graph for a batch of 1, one for all larger ones; on CUDA replayed as CUDA graphs."""
+    run = torch.compile(step, fullgraph=True, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+    def call(
+        x: Tensor, history: Tensor, noise: Tensor, t: Tensor, label: Tensor, coef: Tensor, guidance: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        for value in (x, history, noise, label, guidance):
+            if value is not None and len(value) > 1:
+                torch._dynamo.mark_dynamic(value, 0)
+        x, denoised = run(x, history, noise, t, label, coef, guidance)
+        return x.clone(), denoised.clone()  # a replayed graph writes to the same memory again
+
+    return call

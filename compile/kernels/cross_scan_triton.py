@@ -346,11 +346,18 @@ def _check(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tenso
             raise ValueError(f"{name} is {tuple(got[name].shape)}, expected {shape} for x {tuple(x.shape)}")
 
 
-@torch.library.custom_op("lamamba::cross_scan_triton", mutates_args=())
-def _cross_scan(
-    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor
-) -> tuple[Tensor, Tensor]:
-    """y (B, H, W, D) and the states at tile starts (B, K, tiles, N, D), which backward starts from."""
+def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """`lamamba.scan.cross_scan`, and the states that `backward` starts from.
+
+    Args:
+        x: (B, H, W, D), float32, float16 or bfloat16; proj: (B, H, W, K*(R+2N)).
+        dt_weight: (K, D, R); dt_bias: (K, D); a: (K, D, N); d: (K, D).
+
+    Returns y (B, H, W, D) in the type of x, and the states at tile starts (B, K, tiles, N, D) float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
     _check(x, proj, dt_weight, dt_bias, a, d)
     x, proj = x.contiguous(), proj.contiguous()
     grid, sizes = _plan(x, dt_weight, a, WARPS_FORWARD)
@@ -363,18 +370,12 @@ def _cross_scan(
     return (y if single else total.sum(0).to(x.dtype)), starts
 
 
-@_cross_scan.register_fake
-def _(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, x.new_empty(_starts_shape(x, dt_weight, a), dtype=torch.float32)
-
-
-@torch.library.custom_op("lamamba::cross_scan_triton_backward", mutates_args=())
-def _cross_scan_backward(
-    dy: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor, starts: Tensor
+def backward(
+    dy: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the six inputs, in their types."""
+    """Gradients of the six inputs of `forward`, in their types; the states are computed again, not kept."""
     x, proj, dy = x.contiguous(), proj.contiguous(), dy.contiguous()
+    starts = forward(x, proj, dt_weight, dt_bias, a, d)[1]
     grid, sizes = _plan(x, dt_weight, a, WARPS_BACKWARD)
     batch, _, _, channels = x.shape
     rank, state = sizes["R"], sizes["N"]
@@ -395,39 +396,3 @@ def _cross_scan_backward(
         da.transpose(1, 2).to(a.dtype, copy=True).contiguous(),
         dskip[:, 0].to(d.dtype, copy=True),
     )
-
-
-@_cross_scan_backward.register_fake
-def _(
-    dy: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor, starts: Tensor
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format)
-                 for t in (x, proj, dt_weight, dt_bias, a, d))  # fmt: skip
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor, ...]:
-    return tuple(_cross_scan_backward(dy, *ctx.saved_tensors))
-
-
-_cross_scan.register_autograd(_gradients, setup_context=_save)
-
-
-def cross_scan(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> Tensor:
-    """Selective scan along the four snake paths, summed: raster in, raster out. Differentiable once in all inputs.
-
-    Args:
-        x: (B, H, W, D), after convolution and SiLU; float32, float16 or bfloat16.
-        proj: (B, H, W, K*(R+2N)): for each path its dt (R), b (N) and c (N), projected in raster order.
-        dt_weight: (K, D, R); dt_bias: (K, D); a: (K, D, N), negative; d: (K, D), the skip.
-
-    Returns (B, H, W, D) in the type of x; the arithmetic is float32. Raises ValueError on shapes that do not fit.
-    Source: LaMamba-Diff (arXiv 2408.02615), SS2D; Mamba (arXiv 2312.00752), equation 2.
-    """
-    y: Tensor = _cross_scan(x, proj, dt_weight, dt_bias, a, d)[0]
-    return y

@@ -1,0 +1,177 @@
+"""LaMamba against DiT of the same size on one CUDA device: correctness first, then time of one evaluation.
+
+Both are compiled whole by torch.compile, one graph for all batches, recorded as CUDA graphs and replayed in turn.
+
+    python benchmarks/gpu_model.py --size XL --sides 32 64 --dtypes bf16 fp16 --batches 2 16 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.dit import dit
+from lamamba.compile.ops import OPS
+from lamamba.config import PRESETS, ModelConfig
+from lamamba.count import count, totals
+from lamamba.initialise import random_model
+from lamamba.model import LaMamba
+from lamamba.precision import DTYPES, in_precision
+
+ROUNDS = 21
+BOUND = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}  # of one evaluation, as in the parity table
+DIT_GMACS = {("S", 32): 6.06, ("XL", 32): 118.6, ("XL", 64): 524.6}  # as the DiT paper counts
+
+
+def config_of(size: str, side: int) -> ModelConfig:
+    return dataclasses.replace(PRESETS[size], input_size=side)
+
+
+def inputs(batch: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 4, side, side, generator=g)
+    y = torch.randint(0, 1000, (batch,), generator=g)
+    return x.cuda(), torch.full((batch,), 500.0, device="cuda"), y.cuda()
+
+
+def compiled(model: nn.Module) -> Callable[..., Tensor]:
+    run = torch.compile(model, fullgraph=True)
+
+    def call(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        for value in (x, t, y):
+            torch._dynamo.mark_dynamic(value, 0)
+        return run(x, t, y)  # type: ignore[no-any-return]
+
+    return call
+
+
+def correctness(size: str, side: int, dtype: str, run: Callable[..., Tensor], model: LaMamba) -> float:
+    """Largest error over largest value of a compiled network against the float32 reference with its weights."""
+    x, t, y = inputs(2, side, seed=1)
+    reference = LaMamba(config_of(size, side)).cuda().float().eval()
+    reference.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    with torch.inference_mode():
+        expected, got = reference(x, t, y), run(x, t, y).float()
+    del reference
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def recorded(run: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(*arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(*arguments)
+    return graph
+
+
+def milliseconds(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / repeats
+
+
+def interleaved(graphs: dict[str, torch.cuda.CUDAGraph], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median milliseconds of each graph, measured in turn."""
+    repeats = {name: max(1, int(20 / max(milliseconds(graph, 3), 1e-3))) for name, graph in graphs.items()}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            times[name].append(milliseconds(graph, repeats[name]))
+    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+
+
+def compare(size: str, side: int, dtype: str, batches: list[int]) -> list[dict[str, Any]]:
+    started = time.perf_counter()
+    lamamba = in_precision(random_model(config_of(size, side), seed=1, ops=OPS), DTYPES[dtype]).cuda()
+    runs = {
+        "lamamba": compiled(lamamba),
+        "dit": half(compiled(dit(size, side).to(DTYPES[dtype]).cuda()), DTYPES[dtype]),
+    }
+    error = correctness(size, side, dtype, runs["lamamba"], lamamba)
+    passed = error <= BOUND[dtype]
+    print(
+        f"{size} {side} {dtype}: error {error:.2e}, bound {BOUND[dtype]:g}, {'ok' if passed else 'WRONG'}", flush=True
+    )
+    rows = []
+    for batch in batches:
+        arguments = inputs(batch, side)
+        with torch.inference_mode():
+            graphs = {name: recorded(run, arguments) for name, run in runs.items()}
+            times = interleaved(graphs)
+        gmacs = totals(count(config_of(size, side)))["macs"] / 1e9
+        row = {"size": size, "side": side, "dtype": dtype, "batch": batch, "error": error, **times}
+        row |= {"ratio": times["lamamba"] / times["dit"], "macs_ratio": gmacs / DIT_GMACS[size, side]}
+        row["tflops"] = 2 * gmacs * batch / times["lamamba"]
+        row["dit_tflops"] = 2 * DIT_GMACS[size, side] * batch / times["dit"]
+        rows.append(row)
+        print(
+            f"  batch {batch:3d}: LaMamba {times['lamamba']:8.3f} ms, DiT {times['dit']:8.3f} ms, "
+            f"ratio {row['ratio']:.3f}"
+            f" (of MACs {row['macs_ratio']:.3f}), {row['tflops']:.0f} and {row['dit_tflops']:.0f} TFLOP/s",
+            flush=True,
+        )
+        del graphs
+    print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+    return rows
+
+
+def half(run: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """diffusers' network takes its input in its own type."""
+    return lambda x, t, y: run(x.to(dtype), t, y)
+
+
+def profile(size: str, side: int, dtype: str, batch: int) -> None:
+    """The kernels that take the time of a compiled evaluation."""
+    model = in_precision(random_model(config_of(size, side), seed=1, ops=OPS), DTYPES[dtype]).cuda()
+    run, arguments = compiled(model), inputs(batch, side)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.inference_mode():
+        for _ in range(3):
+            run(*arguments)
+        with torch.profiler.profile(activities=activities) as found:
+            for _ in range(3):
+                run(*arguments)
+    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=28, max_name_column_width=70))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="XL")
+    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp16"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[2, 16, 64])
+    parser.add_argument("--profile", type=int, help="print the kernels of an evaluation at this batch instead")
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if options.profile:
+        profile(options.size, options.sides[0], options.dtypes[0], options.profile)
+        return
+    rows = [
+        row
+        for dtype in options.dtypes
+        for side in options.sides
+        for row in compare(options.size, side, dtype, options.batches)
+    ]
+    versions = {"torch": torch.__version__, "python": platform.python_version(), "device": torch.cuda.get_device_name()}
+    print(json.dumps({"benchmark": "gpu_model", **versions, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

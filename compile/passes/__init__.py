@@ -1,0 +1,69 @@
+"""Passes over a captured program, each a pure function from program to program, one file each.
+
+PRESERVING keeps every number to rounding of float32 and runs for each target that wants it; CHANGING alters numbers
+on purpose (precision). `run` applies passes in order and reports what each did to the number of operators.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from torch.export import ExportedProgram
+
+from lamamba.compile.passes.fold_constants import fold_constants
+from lamamba.compile.passes.lower import lower_window_attention
+from lamamba.compile.passes.remove_noops import remove_noops
+from lamamba.compile.passes.split_linears import split_linears
+
+__all__ = [
+    "PRESERVING",
+    "PassReport",
+    "fold_constants",
+    "lower_window_attention",
+    "op_counts",
+    "remove_noops",
+    "run",
+    "split_linears",
+]
+
+Pass = Callable[[ExportedProgram], ExportedProgram]
+PRESERVING: tuple[Pass, ...] = (split_linears, lower_window_attention, remove_noops)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PassReport:
+    """What a pass did: operators by name before and after, only those whose number changed."""
+
+    name: str
+    before: dict[str, int]
+    after: dict[str, int]
+
+    def __str__(self) -> str:
+        names = sorted({*self.before, *self.after})
+        changes = (f"{name} {self.before.get(name, 0)} -> {self.after.get(name, 0)}" for name in names)
+        return f"{self.name}: {', '.join(changes) or 'nothing to do'}"
+
+
+def run(program: ExportedProgram, passes: Sequence[Pass]) -> tuple[ExportedProgram, list[PassReport]]:
+    """The program after all passes, and a report of each."""
+    reports = []
+    for graph_pass in passes:
+        before = op_counts(program)
+        program = graph_pass(program)
+        after = op_counts(program)
+        names = [name for name in {*before, *after} if before[name] != after[name]]
+        reports.append(
+            PassReport(
+                name=graph_pass.__name__,
+                before={name: before[name] for name in names if before[name]},
+                after={name: after[name] for name in names if after[name]},
+            )
+        )
+    return program, reports
+
+
+def op_counts(program: ExportedProgram) -> Counter[str]:
+    """Operators of a program by name, such as "aten.linear.default"."""
+    return Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")

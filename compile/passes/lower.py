@@ -1,0 +1,44 @@
+"""Lowering: a node of one of the two operators becomes a target's own form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lamamba.compile import portable
+from lamamba.compile.passes.program import edited, finished, is_op
+
+
+def lower(program: ExportedProgram, op: torch._ops.OpOverload, form: Callable[..., Tensor]) -> ExportedProgram:
+    """Replace each call of `op` by the operators that `form`, called with the same arguments, consists of."""
+    program = edited(program)
+    for node in [node for node in program.graph.nodes if is_op(node, op)]:
+        tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        numbers = node.args[len(tensors) :]
+        fakes = [tensor.meta["val"] for tensor in tensors]
+        with fakes[0].fake_mode:
+            body = make_fx(lambda *inputs, numbers=numbers: form(*inputs, *numbers), pre_dispatch=True)(*fakes)
+        with program.graph.inserting_before(node):
+            _inline(program.graph, node, body, tensors)
+    return finished(program)
+
+
+def _inline(graph: fx.Graph, node: fx.Node, body: fx.GraphModule, inputs: list[fx.Node]) -> None:
+    copies: dict[fx.Node, Any] = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), inputs, strict=True))
+    for inner in body.graph.nodes:
+        if inner.op == "call_function":
+            copies[inner] = graph.node_copy(inner, copies.__getitem__)
+            copies[inner].meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+        elif inner.op == "output":
+            node.replace_all_uses_with(copies[inner.args[0]])
+    graph.erase_node(node)
+
+
+def lower_window_attention(program: ExportedProgram) -> ExportedProgram:
+    """Window attention as standard operators, the cyclic shift as slices and concatenations."""
+    return lower(program, torch.ops.lamamba.window_attention.default, portable.window_attention)
