@@ -39,26 +39,32 @@ void walk_keeping(const Walk &walk, const Kept &kept) {
     vec z[TOKENS][U], drive[TOKENS][U];
     project<U>(walk, block, walk.packed, z);
     vec *delta = kept.delta + l * U, *slope = kept.slope + l * U, *h = kept.h + l * state * U;
-    for (int t = 0; t < block.count; ++t) {
-      const float *x = walk.x.data + block.raster[t] * walk.x.stride;
-      for (int u = 0; u < U; ++u) {
-        const Softplus soft = softplus<true>(z[t][u]);
-        delta[t * U + u] = soft.value;
-        slope[t * U + u] = soft.slope;
-        drive[t][u] = soft.value * load(x + u * LANES);
+    for (int t = 0; t < TOKENS; t += STEP) {
+      const Softplus<STEP * U> soft = softplus(tokens_at<U>(z, t));
+      tokens_to<U>(z, t, soft.value);
+      for (int i = 0; i < STEP * U && t + i / U < block.count; ++i) {
+        delta[t * U + i] = soft.value.v[i];
+        slope[t * U + i] = soft.slope.v[i];
       }
     }
+    for (int t = 0; t < block.count; ++t)
+      for (int u = 0; u < U; ++u)
+        drive[t][u] = z[t][u] * load(walk.x + block.raster[t] * walk.stride + u * LANES);
     for (int64_t n = 0; n < state; ++n) {
       vec now[U], rate[U];
       for (int u = 0; u < U; ++u) {
         now[u] = h[n * U + u];
         rate[u] = load(decay_rates(walk.packed + u * walk.packed_stride) + n * LANES);
       }
-      for (int t = 0; t < block.count; ++t) {
-        const vec b = splat(block.proj[t][walk.rank + n]);
-        for (int u = 0; u < U; ++u) {
-          now[u] = next_state(now[u], decay_of(delta[t * U + u] * rate[u]), drive[t][u] * b);
-          h[((t + 1) * state + n) * U + u] = now[u];
+      for (int first = 0; first < block.count; first += STEP) {
+        const Decay<STEP * U> decay = decay_of(tokens_at<U>(z, first) * repeated<U>(rate));
+        for (int i = 0; i < STEP && first + i < block.count; ++i) {
+          const int t = first + i;
+          const vec b = splat(block.proj[t][walk.rank + n]);
+          for (int u = 0; u < U; ++u) {
+            now[u] = next_state(now[u], decay.value.v[i * U + u], decay.rest.v[i * U + u], drive[t][u] * b);
+            h[((t + 1) * state + n) * U + u] = now[u];
+          }
         }
       }
     }
@@ -74,7 +80,7 @@ struct Gradients {
 
 // One block back for U vectors: dz (TOKENS, all vectors of the tile), sums over these vectors into bc (TOKENS, 2 N).
 template <int U>
-void block_back(const Walk &walk, const Block &block, int64_t l, const Kept &kept, Rows dy, const Gradients &to, vec *dz,
+void block_back(const Walk &walk, const Block &block, int64_t l, const Kept &kept, const float *dy, const Gradients &to, vec *dz,
                 int64_t dz_stride, vec *bc, bool first) {
   const int64_t state = walk.state;
   const vec *delta = kept.delta + l * U, *slope = kept.slope + l * U, *h = kept.h + l * state * U;
@@ -93,11 +99,11 @@ void block_back(const Walk &walk, const Block &block, int64_t l, const Kept &kep
       const int64_t row = block.raster[t];
       vec db = first ? vec{} : bc[t * 2 * state + n], dc = first ? vec{} : bc[t * 2 * state + state + n];
       for (int u = 0; u < U; ++u) {
-        const vec seen = load(dy.data + row * dy.stride + u * LANES), now = delta[t * U + u];
-        const vec drive = now * load(walk.x.data + row * walk.x.stride + u * LANES);
+        const vec seen = load(dy + row * walk.stride + u * LANES), now = delta[t * U + u];
+        const vec drive = now * load(walk.x + row * walk.stride + u * LANES);
         const vec by_h = fma(seen, c, g[u]);
-        const Decay decay = decay_of(now * scaled[u]);
-        g[u] = fma(decay.value, by_h, decay.rest * by_h);
+        const Decay<1> decay = decay_of(Many<1>{{now * scaled[u]}});
+        g[u] = fma(decay.value.v[0], by_h, decay.rest.v[0] * by_h);
         const vec by_decay = g[u] * h[(t * state + n) * U + u];
         da[u] = fma(by_decay, now, da[u]);
         gb[t][u] = n == 0 ? by_h * b : fma(by_h, b, gb[t][u]);
@@ -117,12 +123,12 @@ void block_back(const Walk &walk, const Block &block, int64_t l, const Kept &kep
     vec bias = load(to.data + u * to.stride), skip = to.skip ? load(to.skip + u * LANES) : vec{};
     for (int t = block.count - 1; t >= 0; --t) {
       const int64_t row = block.raster[t];
-      const vec x = load(walk.x.data + row * walk.x.stride + u * LANES);
-      const vec seen = load(dy.data + row * dy.stride + u * LANES);
+      const vec x = load(walk.x + row * walk.stride + u * LANES);
+      const vec seen = load(dy + row * walk.stride + u * LANES);
       const vec by_z = fma(gb[t][u], x, decayed[t][u]) * slope[t * U + u];
       dz[t * dz_stride + u] = by_z;
       bias = bias + by_z;
-      float *dx = walk.y.data + row * walk.y.stride + u * LANES;
+      float *dx = walk.y + row * walk.stride + u * LANES;
       vec sum = gb[t][u] * delta[t * U + u];
       if (walk.skip) sum = fma(load(walk.skip + u * LANES), seen, sum);
       if (walk.add) sum = load(dx) + sum;
@@ -173,7 +179,7 @@ void write_dt_gradients(const Walk &walk, const Block &block, const vec *dz, int
       float sums[LANES];
       store(sums, lane_sums(sum));
       for (int t = 0; t < HALF && first + t < block.count; ++t) {
-        float *row = dproj + block.raster[first + t] * walk.proj_stride;
+        float *row = dproj + (block.proj[first + t] - walk.proj);
         row[r] = sums[2 * t];
         row[second] = sums[2 * t + int(second - r)];
       }
@@ -189,7 +195,7 @@ void write_bc_gradients(const Walk &walk, const Block &block, const vec *bc, flo
     float sums[LANES];
     store(sums, lane_sums(sum));
     for (int64_t i = first; i < all && i < first + LANES; ++i)
-      dproj[block.raster[i / row] * walk.proj_stride + walk.rank + i % row] = sums[i - first];
+      dproj[(block.proj[i / row] - walk.proj) + walk.rank + i % row] = sums[i - first];
   }
 }
 
@@ -214,16 +220,7 @@ bool memory_of(const Call &call, const Tile &tile, Memory *memory) {
   return true;
 }
 
-// The part of a walk that is about the vectors from `v` on.
-Walk walk_from(Walk walk, int64_t v) {
-  walk.packed += v * walk.packed_stride;
-  walk.x.data += v * LANES;
-  walk.y.data += v * LANES;
-  if (walk.skip) walk.skip += v * LANES;
-  return walk;
-}
-
-void path_backward(const Call &call, const Walk &walk, const Tile &tile, const Memory &memory, Rows dy,
+void path_backward(const Call &call, const Walk &walk, const Tile &tile, const Memory &memory,
                    const Gradients &gradients, float *dproj) {
   Kept kept[64 / LANES];
   for (int64_t v = 0; v < tile.vectors; v += PAIR) {
@@ -240,7 +237,7 @@ void path_backward(const Call &call, const Walk &walk, const Tile &tile, const M
       to.data += v * to.stride;
       if (to.skip) to.skip += v * LANES;
       const auto back = tile.vectors - v >= PAIR ? block_back<PAIR> : block_back<1>;
-      back(some, block, l, kept[v / PAIR], {dy.data + v * LANES, dy.stride}, to, memory.dz + v, tile.vectors, memory.bc,
+      back(some, block, l, kept[v / PAIR], memory.dy + v * LANES, to, memory.dz + v, tile.vectors, memory.bc,
            v == 0);
     }
     for (int64_t v = 0; v < tile.vectors; ++v)
@@ -256,15 +253,15 @@ bool backward(const Call &call, int64_t index) {
   const Tile &tile = task.tile;
   Memory memory;
   if (!memory_of(call, tile, &memory)) return false;
-  const Rows x = rows_of(call, call.x, tile, memory.x), dy = rows_of(call, call.dy, tile, memory.dy);
-  const Result dx = result_of(call, task, LAMAMBA_FLOAT32, memory.dx);
+  read_tile(call, call.x, tile, memory.x);
+  read_tile(call, call.dy, tile, memory.dy);
   const int64_t row = PATHS * lamamba::path_row(call), image = tile.image * call.tokens * row;
   const int64_t share = tile.first / call.tile;
   float *dproj = share == 0 ? call.dproj : call.more_dproj + (share - 1) * call.batch * call.tokens * row;
   for (int64_t k = task.first_path; k <= task.last_path; ++k) {
     Walk walk = walk_of(call, tile, k);
-    walk.x = x;
-    walk.y = dx.rows;
+    walk.x = memory.x;
+    walk.y = memory.dx;
     walk.add = k > task.first_path;
     Gradients gradients;
     gradients.stride = lamamba::gradient_vectors(call) * LANES;
@@ -272,9 +269,9 @@ bool backward(const Call &call, int64_t index) {
     gradients.skip = k == 0 ? call.dskip + (tile.image * call.vectors + tile.first) * LANES : nullptr;
     memset(gradients.data, 0, size_t(tile.vectors * gradients.stride) * 4);
     if (gradients.skip) memset(gradients.skip, 0, size_t(tile.vectors * LANES) * 4);
-    path_backward(call, walk, tile, memory, dy, gradients, dproj + image + k * lamamba::path_row(call));
+    path_backward(call, walk, tile, memory, gradients, dproj + image + k * lamamba::path_row(call));
   }
-  finish(call, task, dx);
+  write_result(call, task, LAMAMBA_FLOAT32, memory.dx);
   return true;
 }
 

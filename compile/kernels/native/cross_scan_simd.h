@@ -22,17 +22,13 @@ constexpr int ROWS = 8;  // tokens a projection takes at once: ROWS x PAIR sums 
 constexpr int ROWS = 4;
 #endif
 
-// Row-major tokens x channels, first channel of a tile.
-struct Rows {
-  float *data;
-  int64_t stride;
-};
-
 // One path over one image, for a few vectors of channels.
 struct Walk {
   const int32_t *order;
   int64_t tokens, rank, state;
-  Rows x, y;
+  const float *x;  // (L, vectors of the tile), raster order
+  float *y;        // alike
+  int64_t stride;  // of their rows
   const float *proj;  // this path's dt, b, c of the first token in raster order
   int64_t proj_stride;
   const float *packed, *skip;  // skip: null when another path adds it
@@ -89,8 +85,30 @@ INLINE void project(const Walk &walk, const Block &block, const float *packed, v
   }
 }
 
+constexpr int STEP = 2;  // tokens whose exponentials go side by side, for each of a pair's vectors
+
+// STEP tokens of U vectors each, from token t of a block on.
+template <int U>
+INLINE Many<STEP * U> tokens_at(const vec (*rows)[U], int t) {
+  Many<STEP * U> many;
+  for (int i = 0; i < STEP * U; ++i) many.v[i] = rows[t + i / U][i % U];
+  return many;
+}
+
+template <int U>
+INLINE void tokens_to(vec (*rows)[U], int t, Many<STEP * U> many) {
+  for (int i = 0; i < STEP * U; ++i) rows[t + i / U][i % U] = many.v[i];
+}
+
+template <int U>
+INLINE Many<STEP * U> repeated(const vec (&row)[U]) {
+  Many<STEP * U> many;
+  for (int i = 0; i < STEP * U; ++i) many.v[i] = row[i % U];
+  return many;
+}
+
 // h = decay h + drive, the decay's rounding error included.
-INLINE vec next_state(vec h, Decay decay, vec drive) { return fma(decay.value, h, fma(decay.rest, h, drive)); }
+INLINE vec next_state(vec h, vec decay, vec rest, vec drive) { return fma(decay, h, fma(rest, h, drive)); }
 
 // Walks a path for U vectors; `states` (N, U vectors) is scratch, unused when there is ONE state.
 template <int U, bool ONE>
@@ -102,31 +120,32 @@ void walk_forward(const Walk &walk, vec *states) {
     const Block block = block_at(walk, l);
     vec delta[TOKENS][U], drive[TOKENS][U], out[TOKENS][U];
     project<U>(walk, block, walk.packed, delta);
-    for (int t = 0; t < TOKENS; ++t) {
-      const float *x = walk.x.data + block.raster[t] * walk.x.stride;
-      for (int u = 0; u < U; ++u) {
-        delta[t][u] = softplus<false>(delta[t][u]).value;
-        drive[t][u] = delta[t][u] * load(x + u * LANES);
-      }
-    }
+    for (int t = 0; t < TOKENS; t += STEP) tokens_to<U>(delta, t, softplus(tokens_at<U>(delta, t)).value);
+    for (int t = 0; t < block.count; ++t)
+      for (int u = 0; u < U; ++u)
+        drive[t][u] = delta[t][u] * load(walk.x + block.raster[t] * walk.stride + u * LANES);
     for (int64_t n = 0; n < state; ++n) {
       vec h[U], rate[U];
       for (int u = 0; u < U; ++u) {
         h[u] = ONE ? h_one[u] : states[n * U + u];
         rate[u] = load(decay_rates(walk.packed + u * walk.packed_stride) + n * LANES);
       }
-      for (int t = 0; t < block.count; ++t) {
-        const vec b = splat(block.proj[t][walk.rank + n]), c = splat(block.proj[t][walk.rank + state + n]);
-        for (int u = 0; u < U; ++u) {
-          h[u] = next_state(h[u], decay_of(delta[t][u] * rate[u]), drive[t][u] * b);
-          out[t][u] = ONE || n == 0 ? c * h[u] : fma(c, h[u], out[t][u]);
+      for (int first = 0; first < block.count; first += STEP) {
+        const Decay<STEP * U> decay = decay_of(tokens_at<U>(delta, first) * repeated<U>(rate));
+        for (int i = 0; i < STEP && first + i < block.count; ++i) {
+          const int t = first + i;
+          const vec b = splat(block.proj[t][walk.rank + n]), c = splat(block.proj[t][walk.rank + state + n]);
+          for (int u = 0; u < U; ++u) {
+            h[u] = next_state(h[u], decay.value.v[i * U + u], decay.rest.v[i * U + u], drive[t][u] * b);
+            out[t][u] = ONE || n == 0 ? c * h[u] : fma(c, h[u], out[t][u]);
+          }
         }
       }
       for (int u = 0; u < U; ++u) (ONE ? h_one[u] : states[n * U + u]) = h[u];
     }
     for (int t = 0; t < block.count; ++t) {
-      float *y = walk.y.data + block.raster[t] * walk.y.stride;
-      const float *x = walk.x.data + block.raster[t] * walk.x.stride;
+      float *y = walk.y + block.raster[t] * walk.stride;
+      const float *x = walk.x + block.raster[t] * walk.stride;
       for (int u = 0; u < U; ++u) {
         vec sum = out[t][u];
         if (walk.skip) sum = fma(load(walk.skip + u * LANES), load(x + u * LANES), sum);
@@ -157,19 +176,33 @@ Tile tile_at(const Call &call, int64_t image, int64_t number, int64_t size) {
   return tile;
 }
 
-INLINE bool whole(const Tile &tile) { return tile.width == tile.vectors * LANES; }
+INLINE int64_t stride_of(const Tile &tile) { return tile.vectors * LANES; }
 
-// The tile's channels of all tokens: in place where vectors can be read there, else copied to `buffer` (L, vectors).
-Rows rows_of(const Call &call, const void *array, const Tile &tile, float *buffer) {
-  const int64_t from = tile.image * call.tokens * call.channels + tile.channel;
-  if (call.type == LAMAMBA_FLOAT32 && whole(tile))
-    return {const_cast<float *>(static_cast<const float *>(array)) + from, call.channels};
-  const int64_t stride = tile.vectors * LANES;
-  for (int64_t l = 0; l < call.tokens; ++l) {
-    read_row(call.type, array, from + l * call.channels, tile.width, buffer + l * stride);
-    memset(buffer + l * stride + tile.width, 0, size_t(stride - tile.width) * 4);
+// The tile's channels of all tokens, in float32 and side by side in `buffer` (L, vectors), zero past the last channel:
+// in place their rows would lie pages apart, and each path would wait for them again.
+void read_tile(const Call &call, const void *array, const Tile &tile, float *buffer) {
+  const int64_t from = tile.image * call.tokens * call.channels + tile.channel, stride = stride_of(tile);
+  for (int64_t l = 0; l < call.tokens; ++l, buffer += stride) {
+    if (call.type == LAMAMBA_FLOAT32 && tile.width == stride) {
+      const float *row = static_cast<const float *>(array) + from + l * call.channels;
+      for (int64_t i = 0; i < stride; i += LANES) store(buffer + i, load(row + i));
+    } else {
+      read_row(call.type, array, from + l * call.channels, tile.width, buffer);
+      for (int64_t i = tile.width; i < stride; ++i) buffer[i] = 0;
+    }
   }
-  return {buffer, stride};
+}
+
+void write_tile(const Call &call, int type, void *array, const Tile &tile, const float *buffer) {
+  const int64_t from = tile.image * call.tokens * call.channels + tile.channel, stride = stride_of(tile);
+  for (int64_t l = 0; l < call.tokens; ++l, buffer += stride) {
+    if (type == LAMAMBA_FLOAT32 && tile.width == stride) {
+      float *row = static_cast<float *>(array) + from + l * call.channels;
+      for (int64_t i = 0; i < stride; i += LANES) store(row + i, load(buffer + i));
+    } else {
+      write_row(type, array, from + l * call.channels, tile.width, buffer);
+    }
+  }
 }
 
 Walk walk_of(const Call &call, const Tile &tile, int64_t path) {
@@ -179,6 +212,7 @@ Walk walk_of(const Call &call, const Tile &tile, int64_t path) {
   walk.tokens = call.tokens;
   walk.rank = call.rank;
   walk.state = call.state;
+  walk.stride = stride_of(tile);
   walk.proj_stride = PATHS * row;
   walk.proj = call.proj + tile.image * call.tokens * walk.proj_stride + path * row;
   walk.packed_stride = lamamba::packed_vectors(call) * LANES;
@@ -201,55 +235,40 @@ Task task_at(const Call &call, int64_t index) {
   return {tile, path, by_path ? path : PATHS - 1, by_path};
 }
 
-// Rows to which a task adds its paths, in float32: the result itself where vectors can be written there, else `buffer`.
-struct Result {
-  Rows rows;
-  void *array;
-  int type;
-  bool in_place;
-};
-
-Result result_of(const Call &call, const Task &task, int type, float *buffer) {
-  Result result;
-  result.type = task.by_path ? int(LAMAMBA_FLOAT32) : type;
-  result.in_place = whole(task.tile) && result.type == LAMAMBA_FLOAT32;
-  result.array = call.result;
-  if (task.by_path) result.array = call.path_result + task.first_path * call.batch * call.tokens * call.channels;
-  result.rows = {buffer, task.tile.vectors * LANES};
-  const int64_t from = task.tile.image * call.tokens * call.channels + task.tile.channel;
-  if (result.in_place) result.rows = {static_cast<float *>(result.array) + from, call.channels};
-  return result;
+// Writes what a task computed, the sum of its paths: to the result, in `type`, or among the other paths' sums.
+void write_result(const Call &call, const Task &task, int type, const float *buffer) {
+  if (!task.by_path) return write_tile(call, type, call.result, task.tile, buffer);
+  float *sums = call.path_result + task.first_path * call.batch * call.tokens * call.channels;
+  write_tile(call, LAMAMBA_FLOAT32, sums, task.tile, buffer);
 }
 
-void finish(const Call &call, const Task &task, const Result &result) {
-  const int64_t from = task.tile.image * call.tokens * call.channels + task.tile.channel;
-  for (int64_t l = 0; l < call.tokens && !result.in_place; ++l)
-    write_row(result.type, result.array, from + l * call.channels, task.tile.width,
-              result.rows.data + l * result.rows.stride);
+// The part of a walk that is about the vectors from `v` on.
+Walk walk_from(Walk walk, int64_t v) {
+  walk.packed += v * walk.packed_stride;
+  walk.x += v * LANES;
+  walk.y += v * LANES;
+  if (walk.skip) walk.skip += v * LANES;
+  return walk;
 }
 
 bool forward(const Call &call, int64_t index) {
   const Task task = task_at(call, index);
   const Tile &tile = task.tile;
-  const int64_t size = call.tokens * tile.vectors * LANES, states = call.state * PAIR * LANES;
+  const int64_t size = call.tokens * stride_of(tile), states = call.state * PAIR * LANES;
   float *memory = static_cast<float *>(lamamba::scratch(size_t(2 * size + states) * 4));
   if (!memory) return false;
-  const Rows x = rows_of(call, call.x, tile, memory + states);
-  const Result y = result_of(call, task, call.type, memory + states + size);
+  vec *h = reinterpret_cast<vec *>(memory);
+  float *x = memory + states, *y = x + size;
+  read_tile(call, call.x, tile, x);
   for (int64_t k = task.first_path; k <= task.last_path; ++k) {
-    const Walk whole_tile = walk_of(call, tile, k);
-    for (int64_t v = 0; v < tile.vectors; v += PAIR) {
-      Walk walk = whole_tile;
-      walk.packed += v * walk.packed_stride;
-      walk.x = {x.data + v * LANES, x.stride};
-      walk.y = {y.rows.data + v * LANES, y.rows.stride};
-      if (walk.skip) walk.skip += v * LANES;
-      walk.add = k > task.first_path;
-      vec *h = reinterpret_cast<vec *>(memory);
-      tile.vectors - v >= PAIR ? walk_forward<PAIR>(walk, h) : walk_forward<1>(walk, h);
-    }
+    Walk walk = walk_of(call, tile, k);
+    walk.x = x;
+    walk.y = y;
+    walk.add = k > task.first_path;
+    for (int64_t v = 0; v < tile.vectors; v += PAIR)
+      tile.vectors - v >= PAIR ? walk_forward<PAIR>(walk_from(walk, v), h) : walk_forward<1>(walk_from(walk, v), h);
   }
-  finish(call, task, y);
+  write_result(call, task, call.type, y);
   return true;
 }
 

@@ -78,64 +78,110 @@ INLINE vec times_power(vec v, vec n) {  // v 2^n in two steps, so that subnormal
 }
 #endif
 
-INLINE vec magnitude(vec v) { return (vec)((ivec)v & 0x7FFFFFFF); }
+// W vectors on which every operation is done before the next one: chains of dependent operations, side by side.
+template <int W>
+struct Many {
+  vec v[W];
+};
 
-// e^v, within 1.5 units in the last place.
-INLINE vec exponential(vec v) {
-  v = min_or_nan(splat(90.0f), max_or_nan(splat(-110.0f), v));
-  const vec n = nearest(v * splat(1.44269504f));
-  vec r = fma(n, splat(-0.693359375f), v);  // ln 2 in two parts, the first short enough for n of any size to be exact
-  r = fma(n, splat(2.12194440e-4f), r);
-  vec p = splat(1.381469609721327e-3f);
-  p = fma(p, r, splat(8.368773324855952e-3f));
-  p = fma(p, r, splat(4.166838938104647e-2f));
-  p = fma(p, r, splat(0.166665201841336f));
-  p = fma(p, r, splat(0.49999993437125284f));
-  p = fma(p, r, splat(1));
-  return times_power(fma(p, r, splat(1)), n);
+#define EACH(expression)                    \
+  Many<W> result;                           \
+  for (int i = 0; i < W; ++i) result.v[i] = expression; \
+  return result
+
+template <int W>
+INLINE Many<W> operator*(Many<W> a, Many<W> b) { EACH(a.v[i] * b.v[i]); }
+template <int W>
+INLINE Many<W> operator*(Many<W> a, float b) { EACH(a.v[i] * splat(b)); }
+template <int W>
+INLINE Many<W> operator+(Many<W> a, Many<W> b) { EACH(a.v[i] + b.v[i]); }
+template <int W>
+INLINE Many<W> operator+(float a, Many<W> b) { EACH(splat(a) + b.v[i]); }
+template <int W>
+INLINE Many<W> operator-(Many<W> a, Many<W> b) { EACH(a.v[i] - b.v[i]); }
+template <int W>
+INLINE Many<W> operator-(float a, Many<W> b) { EACH(splat(a) - b.v[i]); }
+template <int W>
+INLINE Many<W> operator/(Many<W> a, Many<W> b) { EACH(a.v[i] / b.v[i]); }
+template <int W>
+INLINE Many<W> fma(Many<W> a, Many<W> b, Many<W> c) { EACH(fma(a.v[i], b.v[i], c.v[i])); }
+template <int W>
+INLINE Many<W> fma(Many<W> a, Many<W> b, float c) { EACH(fma(a.v[i], b.v[i], splat(c))); }
+template <int W>
+INLINE Many<W> fma(Many<W> a, float b, Many<W> c) { EACH(fma(a.v[i], splat(b), c.v[i])); }
+template <int W>
+INLINE Many<W> fma(float a, Many<W> b, float c) { EACH(fma(splat(a), b.v[i], splat(c))); }
+template <int W>
+INLINE Many<W> max_or_nan(float bound, Many<W> a) { EACH(max_or_nan(splat(bound), a.v[i])); }
+template <int W>
+INLINE Many<W> min_or_nan(float bound, Many<W> a) { EACH(min_or_nan(splat(bound), a.v[i])); }
+template <int W>
+INLINE Many<W> one_or(Many<W> a, Many<W> otherwise) { EACH(one_or(a.v[i], otherwise.v[i])); }
+template <int W>
+INLINE Many<W> nearest(Many<W> a) { EACH(nearest(a.v[i])); }
+template <int W>
+INLINE Many<W> times_power(Many<W> a, Many<W> n) { EACH(times_power(a.v[i], n.v[i])); }
+template <int W>
+INLINE Many<W> minus_magnitude(Many<W> a) { EACH((vec)((ivec)a.v[i] | INT32_MIN)); }
+#undef EACH
+
+// e^v for v <= 0, within 1.5 units in the last place.
+template <int W>
+INLINE Many<W> exponential(Many<W> v) {
+  v = max_or_nan(-110.0f, v);
+  const Many<W> n = nearest(v * 1.44269504f);
+  Many<W> r = fma(n, -0.693359375f, v);  // ln 2 in two parts, the first short enough for its products to be exact
+  r = fma(n, 2.12194440e-4f, r);
+  Many<W> p = fma(1.381469609721327e-3f, r, 8.368773324855952e-3f);
+  p = fma(p, r, 4.166838938104647e-2f);
+  p = fma(p, r, 0.166665201841336f);
+  p = fma(p, r, 0.49999993437125284f);
+  p = fma(p, r, 1.0f);
+  return times_power(fma(p, r, 1.0f), n);
 }
 
 // ln(1 + e) for e in [0, 1]: a polynomial with no constant term keeps the relative error at tiny e.
-INLINE vec log_one_plus(vec e) {
-  vec p = splat(-0.0033281771313387653f);
-  p = fma(p, e, splat(0.02024988146774986f));
-  p = fma(p, e, splat(-0.0577530499190254f));
-  p = fma(p, e, splat(0.10689970000642023f));
-  p = fma(p, e, splat(-0.15361279317752208f));
-  p = fma(p, e, splat(0.19697584540447227f));
-  p = fma(p, e, splat(-0.24959048903194084f));
-  p = fma(p, e, splat(0.3333056065085587f));
-  p = fma(p, e, splat(-0.4999993471619974f));
+template <int W>
+INLINE Many<W> log_one_plus(Many<W> e) {
+  Many<W> p = fma(-0.0033281771313387653f, e, 0.02024988146774986f);
+  p = fma(p, e, -0.0577530499190254f);
+  p = fma(p, e, 0.10689970000642023f);
+  p = fma(p, e, -0.15361279317752208f);
+  p = fma(p, e, 0.19697584540447227f);
+  p = fma(p, e, -0.24959048903194084f);
+  p = fma(p, e, 0.3333056065085587f);
+  p = fma(p, e, -0.4999993471619974f);
   return fma(p * e, e, e);
 }
 
+template <int W>
 struct Softplus {
-  vec value, slope;  // ln(1 + e^z) and its derivative 1 / (1 + e^-z)
+  Many<W> value, slope;  // ln(1 + e^z) and its derivative 1 / (1 + e^-z)
 };
 
-template <bool WITH_SLOPE>
-INLINE Softplus softplus(vec z) {
-  const vec e = exponential(-magnitude(z));
-  const vec value = max_or_nan(vec{}, z) + log_one_plus(e);
-  return {value, WITH_SLOPE ? one_or(z, e) / (splat(1) + e) : value};
+template <int W>
+INLINE Softplus<W> softplus(Many<W> z) {
+  const Many<W> e = exponential(minus_magnitude(z));
+  return {max_or_nan(0.0f, z) + log_one_plus(e), one_or(z, e) / (1.0f + e)};
 }
 
+template <int W>
 struct Decay {
-  vec value, rest;
+  Many<W> value, rest;
 };
 
 // 2^v as `value` + `rest`, the rounding error of value: over thousands of tokens a decay near 1 would add it up.
-INLINE Decay decay_of(vec v) {
-  v = min_or_nan(splat(130.0f), max_or_nan(splat(-160.0f), v));
-  const vec n = nearest(v), r = v - n;
-  vec p = splat(1.5403512367553545e-4f);
-  p = fma(p, r, splat(1.3390735477607873e-3f));
-  p = fma(p, r, splat(9.618237494907015e-3f));
-  p = fma(p, r, splat(5.55035743364266e-2f));
-  p = fma(p, r, splat(0.24022649794962264f));
-  p = fma(p, r, splat(0.693147187926693f)) * r;
-  const vec value = splat(1) + p;
-  return {times_power(value, n), times_power((splat(1) - value) + p, n)};
+template <int W>
+INLINE Decay<W> decay_of(Many<W> v) {
+  v = min_or_nan(130.0f, max_or_nan(-160.0f, v));
+  const Many<W> n = nearest(v), r = v - n;
+  Many<W> p = fma(1.5403512367553545e-4f, r, 1.3390735477607873e-3f);
+  p = fma(p, r, 9.618237494907015e-3f);
+  p = fma(p, r, 5.55035743364266e-2f);
+  p = fma(p, r, 0.24022649794962264f);
+  p = fma(p, r, 0.693147187926693f) * r;
+  const Many<W> value = 1.0f + p;
+  return {times_power(value, n), times_power((1.0f - value) + p, n)};
 }
 
 template <int WIDTH, int... I>
