@@ -1,6 +1,7 @@
 """LaMamba against DiT of the same size on one CUDA device: correctness first, then time of one evaluation.
 
-Both are compiled whole by torch.compile, one graph for all batches, recorded as CUDA graphs and replayed in turn.
+The blocks of both are compiled by torch.compile, a whole evaluation is recorded as a CUDA graph, and the two graphs
+are replayed in turn.
 
     python benchmarks/gpu_model.py --size XL --sides 32 64 --dtypes bf16 fp16 --batches 2 16 64
 """
@@ -12,13 +13,14 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.dit import dit
+from lamamba.attention import window_attention
 from lamamba.compile.ops import OPS
 from lamamba.config import PRESETS, ModelConfig
 from lamamba.count import count, totals
@@ -42,15 +44,16 @@ def inputs(batch: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor
     return x.cuda(), torch.full((batch,), 500.0, device="cuda"), y.cuda()
 
 
-def compiled(model: nn.Module) -> Callable[..., Tensor]:
-    run = torch.compile(model, fullgraph=True)
+def compiled(blocks: Iterable[nn.Module], model: nn.Module) -> nn.Module:
+    """The model with its blocks compiled: alike blocks share their code, and a CUDA graph joins them later."""
+    torch._dynamo.config.recompile_limit = 64
+    for block in blocks:
+        block.compile(fullgraph=True, dynamic=False)
+    return model
 
-    def call(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        for value in (x, t, y):
-            torch._dynamo.mark_dynamic(value, 0)
-        return run(x, t, y)  # type: ignore[no-any-return]
 
-    return call
+def blocks_of(model: LaMamba) -> list[nn.Module]:
+    return [block for stage in (*model.layers, model.mid_layer, *model.layers_up) for block in stage.blocks]
 
 
 def correctness(size: str, side: int, dtype: str, run: Callable[..., Tensor], model: LaMamba) -> float:
@@ -97,9 +100,14 @@ def interleaved(graphs: dict[str, torch.cuda.CUDAGraph], rounds: int = ROUNDS) -
     return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
-def compare(size: str, side: int, dtype: str, batches: list[int]) -> list[dict[str, Any]]:
+def network(size: str, side: int, dtype: str, attention: str) -> LaMamba:
+    ops = OPS if attention == "op" else OPS._replace(window_attention=window_attention)
+    return in_precision(random_model(config_of(size, side), seed=1, ops=ops), DTYPES[dtype]).cuda()
+
+
+def compare(size: str, side: int, dtype: str, batches: list[int], attention: str) -> list[dict[str, Any]]:
     started = time.perf_counter()
-    lamamba = in_precision(random_model(config_of(size, side), seed=1, ops=OPS), DTYPES[dtype]).cuda()
+    lamamba = network(size, side, dtype, attention)
     runs = {
         "lamamba": compiled(lamamba),
         "dit": half(compiled(dit(size, side).to(DTYPES[dtype]).cuda()), DTYPES[dtype]),
@@ -137,10 +145,10 @@ def half(run: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor
     return lambda x, t, y: run(x.to(dtype), t, y)
 
 
-def profile(size: str, side: int, dtype: str, batch: int) -> None:
+def profile(size: str, side: int, dtype: str, batch: int, attention: str) -> None:
     """The kernels that take the time of a compiled evaluation."""
-    model = in_precision(random_model(config_of(size, side), seed=1, ops=OPS), DTYPES[dtype]).cuda()
-    run, arguments = compiled(model), inputs(batch, side)
+    model = network(size, side, dtype, attention)
+    run, arguments = compiled(blocks_of(model), model), inputs(batch, side)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.inference_mode():
         for _ in range(3):
@@ -157,17 +165,20 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 16, 64])
+    parser.add_argument(
+        "--attention", default="op", choices=["op", "inline"], help="as one operator, or left to the compiler"
+    )
     parser.add_argument("--profile", type=int, help="print the kernels of an evaluation at this batch instead")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if options.profile:
-        profile(options.size, options.sides[0], options.dtypes[0], options.profile)
+        profile(options.size, options.sides[0], options.dtypes[0], options.profile, options.attention)
         return
     rows = [
         row
         for dtype in options.dtypes
         for side in options.sides
-        for row in compare(options.size, side, dtype, options.batches)
+        for row in compare(options.size, side, dtype, options.batches, options.attention)
     ]
     versions = {"torch": torch.__version__, "python": platform.python_version(), "device": torch.cuda.get_device_name()}
     print(json.dumps({"benchmark": "gpu_model", **versions, "rows": rows}))
