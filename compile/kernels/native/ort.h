@@ -1,0 +1,20 @@
+// What the library offers to programs with ONNX Runtime, beside `RegisterCustomOps`, by which
+// OrtApi::RegisterCustomOpsLibrary_V2 and its likes find the operator lamamba.ai::CrossScan.
+#pragma once
+
+#include "cross_scan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Whether a registered operator computes nodes of this kind: an execution provider as ONNX Runtime names it, a
+// `lamamba_type`, R and N. Where it does not, leave the library unregistered: the graph's own function then computes.
+int lamamba_covers(const char *provider, int type, int64_t rank, int64_t state);
+
+// How many nodes the operators have computed in this process.
+int64_t lamamba_calls(void);
+
+#ifdef __cplusplus
+}
+#endif
