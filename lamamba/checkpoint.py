@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -57,6 +58,8 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     path = bundled_model(str(source)) or Path(source)
     if path.is_dir():
         checkpoint = _load_folder(path)
+    elif path.name in (CONFIG_FILE, WEIGHTS_FILE) or path.suffix == Path(WEIGHTS_FILE).suffix:
+        raise InputError(f"{path} is one file of two; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     elif path.is_file():
         checkpoint = _load_released(path)
     else:
@@ -131,16 +134,30 @@ def _load_released(path: Path) -> Checkpoint:
             warnings.simplefilter("ignore")
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load reports damage and refused names through many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path} is not a released LaMamba checkpoint, or holds names that are refused ({reason})"
-        ) from error
+        raise InputError(f"{path} is not a released LaMamba checkpoint: {_refusal(error)}") from error
+    expected = "expected a released checkpoint with model or ema, config and args"
     try:
         state = saved["ema"] if saved.get("ema") else saved["model"]
         config = released_config(saved["config"]["MODEL"]["VSSM"], vars(saved["args"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} lacks {error}; expected a released checkpoint with ema, config and args") from error
-    return Checkpoint(config=config, metadata=default_metadata(config, path.stem), state=state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error}; {expected}") from error
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} holds other values ({error}); {expected}") from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path} holds other weights than tensors by name; {expected}")
+    return Checkpoint(config=config, metadata=default_metadata(config, path.stem), state=dict(state))
+
+
+def _refusal(error: Exception) -> str:
+    """Why torch would not load a file; its own message explains at length how to switch the protection off."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return f"its pickle names {named[1]}, which is refused"
+    return "it is damaged, or no file of torch.save"
 
 
 def released_config(vssm: Mapping[str, Any], args: Mapping[str, Any]) -> ModelConfig:

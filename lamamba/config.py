@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lamamba.errors import InputError
 
 STAGES = 4
 PATCH_SIZES = (1, 2, 4)
+LARGEST, DEEPEST = 1 << 20, 1 << 10  # far beyond any network, and refused before memory or time is spent on them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,12 +91,12 @@ class ModelConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
         if unknown := sorted(set(values) - names):
-            raise InputError(f"model configuration has unknown key {unknown[0]!r}; expected keys: {sorted(names)}")
+            raise InputError(f"model configuration has unknown key {unknown[0]!r:.80}; expected keys: {sorted(names)}")
         if missing := sorted(required - set(values)):
-            raise InputError(f"model configuration lacks key {missing[0]!r}; got keys: {sorted(values)}")
+            raise InputError(f"model configuration lacks key {missing[0]!r}; got keys: {sorted(values)!r:.80}")
         depths = values["depths"]
         if not isinstance(depths, list | tuple):
-            raise InputError(f"depths must be a list of {STAGES} integers, got {depths!r}")
+            raise InputError(f"depths must be a list of {STAGES} integers, got {depths!r:.80}")
         return cls(**{**values, "depths": tuple(depths)})
 
     def __post_init__(self) -> None:
@@ -118,16 +120,16 @@ class ModelConfig:
     def _check_types(self) -> None:
         for name in ("input_size", "in_channels", "num_classes", "embed_dim", "num_heads", "patch_size"):
             _require_positive_int(name, getattr(self, name))
-        for name in ("bottleneck_depth", "window_size", "d_state"):
+        for name in ("window_size", "d_state"):
             _require_positive_int(name, getattr(self, name))
         if len(self.depths) != STAGES:
-            raise InputError(f"depths must name {STAGES} stages, got {len(self.depths)}: {list(self.depths)}")
-        for depth in self.depths:
-            _require_positive_int("each of depths", depth)
+            raise InputError(f"depths must name {STAGES} stages, got {len(self.depths)}: {list(self.depths)!r:.80}")
+        for depth in (*self.depths, self.bottleneck_depth):
+            _require_positive_int("each of depths and bottleneck_depth", depth, DEEPEST)
         for name in ("ssm_ratio", "mlp_ratio"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"{name} must be a positive number, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+                raise InputError(f"{name} must be a positive number up to {LARGEST}, got {value!r:.80}")
 
     def _check_width(self, width: int) -> None:
         if width % self.num_heads:
@@ -139,9 +141,13 @@ class ModelConfig:
                 raise InputError(f"{name} {getattr(self, name)} times the stage width {width} is not a whole number")
 
 
-def _require_positive_int(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}")
+def _require_positive_int(name: str, value: object, largest: int = LARGEST) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise InputError(f"{name} must be a whole number from 1 to {largest}, got {_short(value)}")
+
+
+def _short(value: object) -> str:
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and value >> 64 else f"{value!r:.80}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,13 +170,24 @@ class Metadata:
 
     def check(self, config: ModelConfig) -> Metadata:
         """Return self when it fits `config`, else raise InputError."""
+        for text in (self.name, self.license, *self.class_names):
+            if not is_text(text):
+                raise InputError(f"names must be text without control characters, got {text!r:.80}")
+        scale = self.latent_scale
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise InputError(f"latent_scale must be a positive number, got {scale!r:.80}")
         if self.space not in ("image", "latent"):
-            raise InputError(f"space must be 'image' or 'latent', got {self.space!r}")
+            raise InputError(f"space must be 'image' or 'latent', got {self.space!r:.80}")
         if self.space == "image" and config.in_channels != 3:
             raise InputError(f"space 'image' needs in_channels 3 (RGB), got in_channels {config.in_channels}")
         if self.class_names and len(self.class_names) != config.num_classes:
             raise InputError(f"{len(self.class_names)} class_names for num_classes {config.num_classes}")
         return self
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a string that can be printed and encoded: no control characters, no lone surrogates."""
+    return isinstance(value, str) and not any(unicodedata.category(c) in ("Cc", "Cs") for c in value)
 
 
 def default_metadata(config: ModelConfig, name: str) -> Metadata:
@@ -187,8 +204,10 @@ def read_config(path: Path) -> tuple[ModelConfig, Metadata]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; expected a folder with config.json and model.safetensors"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); expected a model configuration") from error
     if not isinstance(values, dict):
         raise InputError(
@@ -199,10 +218,20 @@ def read_config(path: Path) -> tuple[ModelConfig, Metadata]:
         config = ModelConfig.from_dict(values)
         if extra is None:
             return config, default_metadata(config, path.resolve().parent.name)
-        extra["class_names"] = tuple(extra.get("class_names", ()))
-        return config, Metadata(**extra).check(config)
-    except (InputError, TypeError) as error:
+        return config, read_metadata(extra).check(config)
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def read_metadata(values: object) -> Metadata:
+    """Build from JSON values; InputError for what is no object, for unknown keys and for names that are no list."""
+    names = {field.name for field in dataclasses.fields(Metadata)}
+    if not isinstance(values, dict) or set(values) - names:
+        raise InputError(f"metadata must be an object with keys among {sorted(names)}, got {values!r:.80}")
+    class_names = values.get("class_names", [])
+    if not isinstance(class_names, list):
+        raise InputError(f"class_names must be a list of names, got {class_names!r:.80}")
+    return Metadata(**{**values, "class_names": tuple(class_names)})
 
 
 def config_json(config: ModelConfig, metadata: Metadata) -> str:

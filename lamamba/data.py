@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lamamba.config import ModelConfig
+from lamamba.config import LARGEST, ModelConfig
 from lamamba.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -131,7 +132,7 @@ def _load_npz(path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name in ("images", "latents", "labels", "class_names")}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not a readable .npz file without pickles ({error})") from error
     kinds = sorted({"images", "latents"} & set(arrays))
     if len(kinds) != 1 or "labels" not in arrays:
@@ -141,6 +142,8 @@ def _load_npz(path: Path) -> Dataset:
         raise InputError(f"{path}: images are {samples.dtype} {samples.shape}; expected uint8 (N, S, S, 3)")
     if kinds == ["latents"] and (samples.dtype not in (np.float16, np.float32) or samples.ndim != 4):
         raise InputError(f"{path}: latents are {samples.dtype} {samples.shape}; expected float32 (N, C, S, S)")
+    if kinds == ["latents"] and not np.isfinite(samples).all():
+        raise InputError(f"{path}: latents hold NaN or infinity")
     names = _class_names(path, arrays, labels)
     if labels.shape != samples.shape[:1] or not len(labels):
         raise InputError(f"{path}: {len(samples)} {kinds[0]}, labels of shape {labels.shape}; expected one label each")
@@ -154,10 +157,10 @@ def _class_names(path: Path, arrays: dict[str, NDArray[np.generic]], labels: NDA
         raise InputError(f"{path}: labels are {labels.dtype} {labels.shape}; expected whole numbers (N,)")
     low, high = int(labels.min()), int(labels.max())
     given = arrays.get("class_names")
-    names = tuple(str(name) for name in (given.ravel() if given is not None else range(high + 1)))
-    if low < 0 or high >= len(names):
-        raise InputError(f"{path}: labels lie between {low} and {high}; expected 0 .. {len(names) - 1} (class_names)")
-    return names
+    classes = min(high + 1, LARGEST) if given is None else given.size
+    if low < 0 or high >= classes:
+        raise InputError(f"{path}: labels lie between {low} and {high}; expected 0 .. {classes - 1} (class_names)")
+    return tuple(str(name) for name in (range(classes) if given is None else given.ravel()))
 
 
 def _load_folder(folder: Path, side: int) -> Dataset:

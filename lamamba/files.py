@@ -16,6 +16,7 @@ from lamamba.errors import InputError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, renameat2
 RENAME_SWAP = 2  # macOS, renamex_np
+PROBE = 1 << 16  # bytes written to see whether a disk is full
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -49,6 +50,21 @@ def _umask() -> int:
     return mask
 
 
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in `folder`, or in the nearest folder above it; leaves no trace.
+
+    For asking before minutes are spent on what cannot be kept.
+    """
+    place = folder.absolute()
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(PROBE))
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another place") from error
+
+
 BACKUP = ".{}.previous"
 PARTIAL = ".{}.partial-"
 
@@ -63,12 +79,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: the place cannot be written, or the disk is full.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.realpath(folder))  # of a link, what it points to is replaced
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(PARTIAL.format(glob.escape(folder.name)) + "*"):
-            if not _alive(int(stale.name.rpartition("-")[2])):
-                shutil.rmtree(stale, ignore_errors=True)
+        _remove_stale(folder)
         temporary = folder.with_name(PARTIAL.format(folder.name) + str(os.getpid()))
         temporary.mkdir()
         try:
@@ -82,9 +96,18 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def finish_swap(folder: Path) -> None:
     """Put back the old folder if a swap was cut off between its two renames."""
-    backup = folder.absolute().with_name(BACKUP.format(folder.name))
+    folder = Path(os.path.realpath(folder))
+    backup = folder.with_name(BACKUP.format(folder.name))
     if not folder.exists() and backup.is_dir():
         backup.rename(folder)
+
+
+def _remove_stale(folder: Path) -> None:
+    for stale in folder.parent.glob(PARTIAL.format(glob.escape(folder.name)) + "*"):
+        pid = stale.name.rpartition("-")[2]
+        # containers give every run the same number, so a folder of this very process is an earlier one's
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _swap(new: Path, old: Path) -> None:
@@ -110,9 +133,11 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _alive(pid: int) -> bool:
+    if sys.platform == "win32":  # there, the signal 0 is Ctrl-C
+        return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -13,6 +13,7 @@ from lamamba.errors import InputError
 from lamamba.model import REFERENCE, LaMamba, Ops
 
 EMA_DELAY = 10
+RANGES = {"steps": (1, 2**31 - 1), "batch": (1, 2**16), "warmup": (0, 2**31 - 1), "seed": (0, 2**31 - 1)}
 CPU = torch.device("cpu")
 
 
@@ -47,9 +48,11 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                bound = f"least {least}" if value < least else f"most {most}"
+                raise InputError(f"{name} must be at {bound}, got {value}")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a positive number, got {getattr(self, name)}")
@@ -60,8 +63,8 @@ class TrainConfig:
             raise InputError(f"betas must lie between 0 and 1, got {self.betas}")
         if self.min_snr is not None and not 0 < self.min_snr < math.inf:
             raise InputError(f"min_snr must be a positive number, got {self.min_snr}")
-        if self.warmup < 0 or self.seed < 0 or not 0 <= self.weight_decay < math.inf:
-            raise InputError("warmup, seed and weight_decay must not be negative")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay must be a number, 0 or more, got {self.weight_decay}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

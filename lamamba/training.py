@@ -6,7 +6,6 @@ a run that was cut off goes on as if it had not been.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import signal
 import threading
@@ -96,7 +95,7 @@ def _loop(
     stopped: list[int],
 ) -> int:
     config, execution = run.config, run.execution
-    averaged = copy.deepcopy(model).eval()
+    averaged = LaMamba(model.config, execution.ops).to(execution.device).eval()  # operators cannot be copied with it
     bind(averaged, layout, state.ema)
     bind(model.train(), layout, state.weights)
     if execution.compile:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from lamamba.config import Metadata, ModelConfig
 from lamamba.errors import InputError
 from lamamba.files import finish_swap
+from lamamba.runtimes.manifest import check_manifest, manifest_metadata
 
 FORMAT = "lamamba-bundle"
 VERSION = 1
@@ -84,13 +86,7 @@ class Bundle:
     @property
     def metadata(self) -> Metadata:
         """The same facts as a model's Metadata."""
-        return Metadata(
-            name=self.name,
-            license=str(self.manifest["license"]),
-            space=self.space,
-            latent_scale=float(self.manifest["sample"]["latent_scale"]),
-            class_names=self.class_names,
-        )
+        return manifest_metadata(self.manifest)
 
     @cached_property
     def alphas_cumprod(self) -> NDArray[np.float64]:
@@ -111,8 +107,16 @@ class Bundle:
 
     def verify(self) -> None:
         """Check size and SHA-256 of every file; InputError names the first that is missing or differs."""
+        for message in self.damage():
+            raise InputError(message)
+
+    def damage(self) -> Iterator[str]:
+        """A message for each file that is missing or differs from what the manifest says."""
         for name, facts in self.files.items():
-            check_file(self.path / name, int(facts["size"]), str(facts["sha256"]))
+            try:
+                check_file(self.path / name, int(facts["size"]), str(facts["sha256"]))
+            except InputError as error:
+                yield str(error)
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
@@ -122,7 +126,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         path: the folder. verify: also read every file and compare its hash.
 
     Raises:
-        InputError: not a bundle, one of a newer format, damaged, or incomplete.
+        InputError: not a bundle, one of a newer format, damaged, incomplete, or with links to files outside.
     """
     folder = Path(path)
     finish_swap(folder)
@@ -132,33 +136,46 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     if file.name != MANIFEST or not file.is_file():
         raise InputError(f"{folder} is not a bundle: it holds no {MANIFEST}; make one with lamamba-export")
     bundle = Bundle(path=file.parent, manifest=read_manifest(file))
+    for name in (MANIFEST, *bundle.files):
+        _check_inside(bundle.path, name)
     if verify:
         bundle.verify()
     return bundle
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """Parse a manifest and check format, version, digest and the keys that readers need."""
+    """Parse a manifest and check format, version, digest, and the values that readers need."""
     try:
-        if file.stat().st_size > MANIFEST_LIMIT:
-            raise InputError(f"{file} has {file.stat().st_size} bytes; a manifest is at most {MANIFEST_LIMIT}")
-        text = file.read_bytes()
-        manifest = json.loads(text)
+        size = file.stat().st_size
+        text = file.read_bytes() if size <= MANIFEST_LIMIT else b""
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from error
+    if size > MANIFEST_LIMIT:
+        raise InputError(f"{file} has {size} bytes; a manifest is at most {MANIFEST_LIMIT}")
+    try:
+        manifest = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({error}); it is damaged, export the bundle again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{file} is not a LaMamba manifest: its format is not {FORMAT!r}")
     version = manifest.get("version")
     if type(version) is not int or version < 1:
-        raise InputError(f"{file} has format version {version!r}; expected a whole number from 1, export it again")
+        raise InputError(f"{file} has format version {version!r:.40}; expected a whole number from 1, export it again")
     if version > VERSION:
-        raise InputError(f"{file} has format version {version}, this reader knows up to {VERSION}; update lamamba")
+        raise InputError(
+            f"{file} has format version {version!r:.40}, this reader knows up to {VERSION}; update lamamba"
+        )
     if manifest.get("digest") != digest(text):
         raise InputError(f"{file} does not match its own digest; it is damaged or edited, export the bundle again")
-    _check_keys(manifest, file)
+    try:
+        check_manifest(manifest)
+    except InputError as error:
+        raise InputError(f"{file}: {error}; export the bundle again") from error
     return manifest
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
 def digest(text: bytes) -> str:
@@ -175,8 +192,11 @@ def manifest_text(manifest: Mapping[str, Any]) -> bytes:
 def check_file(path: Path, size: int, sha256: str) -> None:
     """Raise InputError unless the file exists with this size and SHA-256."""
     try:
-        if path.stat().st_size != size:
-            raise InputError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}; export it again")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} of the bundle is not a file; export it again")
+        if found.st_size != size:
+            raise InputError(f"{path} has {found.st_size} bytes, its manifest says {size}; export it again")
         if file_sha256(path) != sha256:
             raise InputError(f"{path} differs from what its manifest says (SHA-256); it is damaged, export it again")
     except OSError as error:
@@ -192,36 +212,10 @@ def file_sha256(path: Path) -> str:
     return sha.hexdigest()
 
 
-REQUIRED: Mapping[str, type | tuple[type, ...]] = {
-    "name": str,
-    "license": str,
-    "target": str,
-    "model": dict,
-    "sample": dict,
-    "class_names": list,
-    "defaults": dict,
-    "schedule": dict,
-    "precision": dict,
-    "files": dict,
-}
-SAMPLE_KEYS = ("space", "shape", "clip", "latent_scale")
-
-
-def _check_keys(manifest: Mapping[str, Any], file: Path) -> None:
-    for key, kind in REQUIRED.items():
-        if not isinstance(manifest.get(key), kind):
-            raise InputError(f"{file} lacks a valid {key!r}; export the bundle again")
-    _check_nested(manifest, "sample", SAMPLE_KEYS, file)
-    _check_nested(manifest, "defaults", ("sampler", "steps", "guidance"), file)
-    _check_nested(manifest, "schedule", ("alphas_cumprod",), file)
-    for name, facts in manifest["files"].items():
-        parts = PurePosixPath(name)
-        if not isinstance(facts, dict) or not isinstance(facts.get("size"), int) or "sha256" not in facts:
-            raise InputError(f"{file} lacks size and sha256 of the file {name!r}; export the bundle again")
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
-            raise InputError(f"{file} names the file {name!r} outside the bundle; the bundle is refused")
-
-
-def _check_nested(manifest: Mapping[str, Any], key: str, names: Sequence[str], file: Path) -> None:
-    if missing := [name for name in names if name not in manifest[key]]:
-        raise InputError(f"{file} lacks {key}.{missing[0]}; export the bundle again")
+def _check_inside(folder: Path, name: str) -> None:
+    try:
+        inside = (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        inside = False
+    if not inside:
+        raise InputError(f"{folder / name} is a link to outside the bundle; the bundle is refused, copy the file in")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from lamamba.errors import InputError
 from lamamba.runtimes.bundle import Bundle
+from lamamba.runtimes.manifest import FLOAT32_MAX
 from lamamba.runtimes.noise import check_seed
 from lamamba.runtimes.sampler import Engine, Floats, Images, OnStep, sample_latents, to_images
 from lamamba.runtimes.schedule import Table, sampler_table
@@ -124,7 +124,7 @@ class Runtime:
         guidance_interval: tuple[float, float] | None = None,
     ) -> Table:
         """The rows that a run with these arguments takes."""
-        if not math.isfinite(guidance) or guidance < 0:
+        if not 0 <= guidance <= FLOAT32_MAX:
             raise InputError(f"guidance must be a finite number, 0 or more, got {guidance}")
         table = sampler_table(
             self.bundle.alphas_cumprod,

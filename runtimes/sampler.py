@@ -142,7 +142,7 @@ def _check_finite(arrays: tuple[Floats, Floats], row: Row, index: int, steps: in
     if not all(np.isfinite(array).all() for array in arrays):
         raise SamplingError(
             f"the network gave NaN or infinity at step {index + 1} of {steps} (t = {row.t:g}); "
-            "export with --precision fp32, and check the weights with lamamba-info"
+            "use less guidance, or export with --precision fp32 and check the bundle with lamamba-info"
         )
 
 

@@ -39,8 +39,11 @@ def open_engine(
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    compute = str(bundle.manifest["precision"]["compute"]) if bundle.target == "torch" else "fp32"
-    return TorchEngine(in_precision(load_checkpoint(bundle.path).model(OPS), DTYPES[compute]), device, compile)
+    checkpoint = load_checkpoint(bundle.path)
+    if checkpoint.config != bundle.config:
+        raise InputError(f"{bundle.path}: config.json and the manifest tell of different models; export it again")
+    compute = str(bundle.manifest["precision"].get("compute", "fp32")) if bundle.target == "torch" else "fp32"
+    return TorchEngine(in_precision(checkpoint.model(OPS), DTYPES[compute]), device, compile)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
