@@ -34,7 +34,7 @@ class Command(click.Command):
             _fail(self.name, f"needs the package {error.name}: {_advice(error.name)}", BAD_INPUT)
         except OSError as error:
             reason = DISK.get(error.errno or 0, error.strerror or str(error))
-            _fail(self.name, f"{error.filename or 'a file'}: {reason}", BAD_INPUT)
+            _fail(self.name, f"{error.filename or 'output'}: {reason}", BAD_INPUT)
         except MemoryError:
             _fail(self.name, "out of memory; use a smaller --batch", FAILED)
         except RuntimeError as error:

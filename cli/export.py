@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import click
 from lamamba import __version__
 from lamamba.cli.errors import Command
 from lamamba.errors import InputError
-from lamamba.runtimes import RUNTIMES
+from lamamba.files import check_writable
+from lamamba.runtimes import RUNTIMES, Bundle
 
 
 @click.command(cls=Command, name="lamamba-export", context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +53,31 @@ def main(
     Example:
       lamamba-export emoji -t ort --weights fp16 -o emoji.lamamba
     """
+    check_target(target, precision)
+    from lamamba.checkpoint import load_checkpoint
+    from lamamba.compile.bundle import Precision, check_replaceable
+    from lamamba.compile.export import TARGETS
+
+    checkpoint = load_checkpoint(model)
+    if name is not None:
+        checkpoint = dataclasses.replace(checkpoint, metadata=dataclasses.replace(checkpoint.metadata, name=name))
+    checkpoint.metadata.check(checkpoint.config)
+    chosen = Precision(compute=precision, storage=weights or precision)
+    check_replaceable(out)
+    check_writable(out.absolute().parent)
+    if dry_run:
+        _tell_plan(out, target, dataclasses.asdict(chosen), as_json)
+        return
+    started = time.perf_counter()
+    logging.getLogger("torch").setLevel(logging.ERROR)  # it tells of packages that are not missed
+    writer = TARGETS[target]
+    assert writer is not None
+    bundle = writer(checkpoint, out, chosen, lambda line: click.echo(line, err=True))
+    _tell_done(out, bundle, time.perf_counter() - started, as_json)
+
+
+def check_target(target: str, precision: str) -> None:
+    """Raise InputError for what cannot be exported in this version, or here."""
     if RUNTIMES[target] is None:
         raise InputError(f"the target {target} is not in this version of lamamba; the targets are ort and torch")
     if precision == "bf16":
@@ -58,30 +86,20 @@ def main(
         raise InputError("the torch runtime computes in fp32; use --weights fp16 for a smaller bundle")
     if importlib.util.find_spec("torch") is None:
         raise InputError("exporting needs torch: pip install 'lamamba[torch]'")
-    import dataclasses
 
-    from lamamba.checkpoint import load_checkpoint
-    from lamamba.compile.bundle import Precision, check_replaceable
-    from lamamba.compile.export import TARGETS
 
-    checkpoint = load_checkpoint(model)
-    if name is not None:
-        checkpoint = dataclasses.replace(checkpoint, metadata=dataclasses.replace(checkpoint.metadata, name=name))
-    chosen = Precision(compute=precision, storage=weights or precision)
-    check_replaceable(out)
-    if dry_run:
-        click.echo(f"would write {out} for {target}, computing in {chosen.compute}, storing {chosen.storage}")
-        return
-    started = time.perf_counter()
-    writer = TARGETS[target]
-    assert writer is not None
-    bundle = writer(checkpoint, out, chosen, lambda line: click.echo(line, err=True))
-    seconds = time.perf_counter() - started
+def _tell_plan(out: Path, target: str, precision: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"path": str(out), "target": target, "precision": precision, "dry_run": True}))
+    else:
+        types = f"computing in {precision['compute']}, storing {precision['storage']}"
+        click.echo(f"would write {out} for {target}, {types}")
+
+
+def _tell_done(out: Path, bundle: Bundle, seconds: float, as_json: bool) -> None:
     size = sum(int(file["size"]) for file in bundle.files.values())
     if as_json:
-        facts = {"path": str(out), "target": target, "seconds": round(seconds, 1), "bytes": size}
+        facts = {"path": str(out), "target": bundle.target, "seconds": round(seconds, 1), "bytes": size}
         click.echo(json.dumps({**facts, "parity": bundle.manifest["parity"]}))
     else:
-        click.echo(
-            f"{out}: {target} bundle of {checkpoint.metadata.name}, {size / 1e6:.1f} MB, proved, in {seconds:.0f} s"
-        )
+        click.echo(f"{out}: {bundle.target} bundle of {bundle.name}, {size / 1e6:.1f} MB, proved, in {seconds:.0f} s")

@@ -14,6 +14,7 @@ from lamamba.cli.errors import Command
 from lamamba.config import PRESETS, Metadata, ModelConfig, preset, read_config
 from lamamba.count import count, totals
 from lamamba.errors import InputError
+from lamamba.files import finish_swap
 from lamamba.runtimes.bundle import MANIFEST, Bundle, open_bundle
 
 
@@ -33,14 +34,17 @@ def main(what: str, as_json: bool) -> None:
     """
     facts = describe(what)
     click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else "\n".join(text(facts)))
+    if damage := facts.get("bundle", {}).get("damage"):
+        raise InputError(damage[0] if len(damage) == 1 else f"{damage[0]} (and {len(damage) - 1} more damaged files)")
 
 
 def describe(what: str) -> dict[str, Any]:
     """Everything known about a preset, a checkpoint or a bundle, as plain JSON values."""
     path = Path(what)
+    finish_swap(path)
     bundle = None
     if (path.is_dir() and (path / MANIFEST).exists()) or path.name == MANIFEST:
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, verify=False)
         config, metadata = bundle.config, bundle.metadata
     elif path.is_dir():
         config, metadata = read_config(path / "config.json")
@@ -72,7 +76,7 @@ def _preset(what: str) -> tuple[ModelConfig, Metadata, Bundle | None]:
             f"{what} is neither a file, a folder nor a preset; the presets are {', '.join(PRESETS)}"
         ) from error
     if shipped := bundled_model(what):
-        bundle = open_bundle(shipped)
+        bundle = open_bundle(shipped, verify=False)
         return bundle.config, bundle.metadata, bundle
     return config, Metadata(name=what, space="image" if config.in_channels == 3 else "latent"), None
 
@@ -91,7 +95,9 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "files",
         "parity",
     )
-    return {"path": str(bundle.path), "intact": True, **{key: bundle.manifest.get(key) for key in kept}}
+    damage = list(bundle.damage())
+    facts = {key: bundle.manifest.get(key) for key in kept}
+    return {"path": str(bundle.path), "intact": not damage, "damage": damage, **facts}
 
 
 def text(facts: dict[str, Any]) -> list[str]:
@@ -115,12 +121,12 @@ def text(facts: dict[str, Any]) -> list[str]:
 
 
 def _bundle_text(bundle: dict[str, Any]) -> list[str]:
-    precision, defaults = bundle["precision"], bundle["defaults"]
-    size = sum(file["size"] for file in bundle["files"].values())
+    precision, defaults, files = bundle["precision"], bundle["defaults"], bundle["files"]
+    size = sum(file["size"] for file in files.values())
+    state = f"all {len(files)} files intact" if bundle["intact"] else f"{len(bundle['damage'])} of {len(files)} DAMAGED"
     lines = [
-        f"bundle: {bundle['path']}, for {bundle['target']}, computes in {precision['compute']}, "
-        f"stores {precision['storage']}, "
-        f"{size / 1e6:.1f} MB, all {len(bundle['files'])} files intact",
+        f"bundle: {bundle['path']}, for {bundle['target']}, computes in {precision.get('compute', '?')}, "
+        f"stores {precision.get('storage', '?')}, {size / 1e6:.1f} MB, {state}",
         f"defaults: sampler {defaults['sampler']}, {defaults['steps']} steps, guidance {defaults['guidance']}",
     ]
     for rung in bundle["parity"] or []:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,12 @@ from lamamba import __version__
 from lamamba.cli.errors import INTERRUPTED, Command
 from lamamba.cli.pictures import check_output, save_folder, save_npz, save_png, sheet
 from lamamba.errors import InputError
+from lamamba.files import check_writable
 from lamamba.runtimes import RUNTIMES, Bundle, Progress, Runtime, load, open_bundle
 from lamamba.runtimes.sampler import to_images
 from lamamba.runtimes.schedule import SAMPLERS
 
-DEFAULT_NUMBER = 16
+DEFAULT_NUMBER, LARGEST_NUMBER = 16, 100_000
 DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
 
 
@@ -42,7 +44,12 @@ DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
     help="Class to draw; repeat for several, taken in turn.",
 )
 @click.option(
-    "-n", "--num", type=click.IntRange(min=1), default=DEFAULT_NUMBER, show_default=True, help="Number of pictures."
+    "-n",
+    "--num",
+    type=click.IntRange(1, LARGEST_NUMBER),
+    default=DEFAULT_NUMBER,
+    show_default=True,
+    help="Number of pictures.",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Same seed, same pictures."
@@ -54,10 +61,10 @@ DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    metavar="FILE_OR_FOLDER",
     help="FILE.png (a sheet), FILE.npz (arrays) or a folder (single files).",
 )
-@click.option("--preview", type=click.Path(path_type=Path, dir_okay=False), help="A picture to update after each step.")
+@click.option("--preview", type=click.Path(path_type=Path), metavar="FILE", help="A picture to update after each step.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.version_option(__version__)
 def main(
@@ -67,7 +74,7 @@ def main(
     threads: int | None,
     classes: tuple[str, ...],
     num: int,
-    out: Path | None,
+    out: str | None,
     preview: Path | None,
     as_json: bool,
     **numbers: Any,
@@ -81,10 +88,10 @@ def main(
     started = time.perf_counter()
     opened = _open(bundle)
     latent = opened.space == "latent"
-    out = out or Path(DEFAULT_OUT[opened.space])
-    kind = check_output(out, latent)
-    if preview is not None and (latent or preview.suffix.lower() != ".png"):
-        raise InputError(f"--preview {preview}: a preview is a .png of a model that makes images")
+    out = DEFAULT_OUT[opened.space] if out is None else out
+    kind = check_output(out, latent, num, *opened.shape[1:])
+    if preview is not None:
+        check_preview(preview, latent)
     labels = labels_in_turn(opened, classes, num)
     engine = load(opened, runtime, **_engine_options(opened, runtime, device, threads))
     plan = _plan(engine, numbers)
@@ -95,7 +102,7 @@ def main(
     seconds = time.perf_counter() - loaded
     names = [class_name(opened, label) for label in labels[: len(made)]]
     parameters = {"lamamba": __version__, "model": opened.name, "runtime": engine.name, **plan, "classes": names}
-    written = _write(kind, out, made, labels, parameters, latent) if len(made) else []
+    written = _write(kind, Path(out), made, labels, parameters, latent) if len(made) else []
     _tell(written, len(made), num, seconds, loaded - started, parameters, as_json)
     return INTERRUPTED if interrupted() else 0
 
@@ -106,6 +113,13 @@ def _open(path: Path | None) -> Bundle:
     from lamamba.bundled import default_bundle
 
     return open_bundle(default_bundle())
+
+
+def check_preview(path: Path, latent: bool) -> None:
+    """Raise InputError unless a preview can be written to this path."""
+    if latent or path.suffix.lower() != ".png" or path.is_dir():
+        raise InputError(f"--preview {path}: a preview is a .png of a model that makes images")
+    check_writable(path.parent)
 
 
 def labels_in_turn(bundle: Bundle, classes: Sequence[str], num: int) -> list[int]:
@@ -121,7 +135,8 @@ def class_name(bundle: Bundle, label: int) -> str:
 
 def _engine_options(bundle: Bundle, runtime: str, device: str, threads: int | None) -> dict[str, Any]:
     name = bundle.target if runtime == "auto" else runtime
-    options: dict[str, Any] = {} if threads is None else {"threads": threads}
+    # threads beyond the processors would only wait for one another
+    options: dict[str, Any] = {} if threads is None else {"threads": min(threads, os.cpu_count() or 1)}
     if device != "auto":
         options["provider" if name == "ort" else "device"] = device
     return options
@@ -143,7 +158,8 @@ def _on_step(bar: tqdm[Any], preview: Path | None, interrupted: Callable[[], boo
     def on_step(progress: Progress) -> bool:
         bar.update(progress.batch)
         if preview is not None:
-            save_png(preview, sheet(progress.preview()), {"step": progress.step, "steps": progress.steps})
+            at = {"image": progress.first, "step": progress.step, "steps": progress.steps}
+            save_png(preview, sheet(progress.preview()), at)
         return not interrupted()
 
     return on_step
@@ -194,7 +210,8 @@ def _tell(
     if as_json:
         click.echo(json.dumps({**facts, "files": [str(path) for path in written]}, ensure_ascii=False))
     elif made == num:
-        click.echo(f"{where}: {made} pictures in {seconds:.1f} s ({parameters['runtime']}, seed {parameters['seed']})")
+        pictures = "1 picture" if made == 1 else f"{made} pictures"
+        click.echo(f"{where}: {pictures} in {seconds:.1f} s ({parameters['runtime']}, seed {parameters['seed']})")
     else:
         kept = (
             f"{where}: kept the {made} finished pictures of {num}" if made else "nothing was finished, nothing is kept"
