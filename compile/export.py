@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lamamba.errors import InputError
 from lamamba.files import atomic_folder
 from lamamba.precision import DTYPES, FLOAT32_ISLANDS
 from lamamba.runtimes.bundle import Bundle, open_bundle
-from lamamba.runtimes.ort import GRAPHS, OrtEngine, run_model
+from lamamba.runtimes.ort import GRAPHS, PROVIDERS, OrtEngine, run_model
+from lamamba.runtimes.ort_native import choose_library
 
 Report = Callable[[str], None]
 
@@ -78,6 +80,10 @@ def export_ort(checkpoint: Checkpoint, out: Path, precision: Precision, report: 
         report("comparing with the reference")
         prover = Prover(rounded)
         rungs = prover.prove(OrtEngine(folder, "cpu", None, {}), run_scan, precision.compute)
+        if library := choose_library(ops, PROVIDERS["cpu"]):
+            report("comparing the native operator with the reference")
+            engine = OrtEngine(folder, "cpu", None, {}, library=library, keep_library=True)
+            rungs += prover.prove_again(engine, partial(run_scan, library=library), precision.compute, "native")
         save_golden(folder / "golden.npz", prover.golden())
         facts = manifest(rounded, target="ort", precision=precision, graphs=graphs, ops=ops, rungs=rungs)
         seal(folder, facts)
@@ -94,10 +100,10 @@ TARGETS: dict[str, Callable[[Checkpoint, Path, Precision, Report], Bundle] | Non
 }
 
 
-def run_scan(scan: Scan) -> np.ndarray[Any, Any]:
-    """One `CrossScan` node alone, with the body it has in an exported graph, in ONNX Runtime on the CPU."""
+def run_scan(scan: Scan, library: Path | None = None) -> np.ndarray[Any, Any]:
+    """One `CrossScan` node alone in ONNX Runtime on the CPU, by the body it has in exported graphs or by a library."""
     model = one_node_model(scan, body_for(scan["a"].shape[-1]), OPSET)
-    return run_model(model.SerializeToString(), {name: scan[name] for name in ("x", "proj")})[0]
+    return run_model(model.SerializeToString(), {name: scan[name] for name in ("x", "proj")}, library)[0]
 
 
 @contextmanager

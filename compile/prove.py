@@ -5,6 +5,7 @@ B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -69,15 +70,24 @@ class Prover:
         Args:
             engine: runs the exported graphs. run_scan: runs the target's cross scan alone. precision: of the compute.
         """
+        rungs = self._climb(self.ladder(engine, run_scan, precision))
+        return [*rungs, self.negative_control(engine, precision)]
+
+    def prove_again(self, engine: Engine, run_scan: RunScan, precision: str, path: str) -> list[Rung]:
+        """The ladder for another path through the same graphs, its rungs called "op, PATH" and so on."""
+        ladder = self.ladder(engine, run_scan, precision)
+        return self._climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
+
+    def _climb(self, ladder: Iterator[Rung]) -> list[Rung]:
         rungs = []
-        for rung in self.ladder(engine, run_scan, precision):
+        for rung in ladder:
             rungs.append(rung)
             if not rung.passed:
                 raise ParityError(
                     f"parity failed at {rung.rung} ({rung.quantity}): {rung.measure} {rung.value:.3g}, "
                     f"bound {rung.bound}; no bundle was written"
                 )
-        return [*rungs, self.negative_control(engine, precision)]
+        return rungs
 
     def ladder(self, engine: Engine, run_scan: RunScan, precision: str) -> Iterator[Rung]:
         """The rungs from the op up to the image, each computed when it is asked for."""

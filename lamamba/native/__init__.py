@@ -49,6 +49,14 @@ def library() -> ctypes.CDLL | None:
     return None if os.environ.get(SWITCH) == "0" else _load()
 
 
+def unusable() -> str:
+    """Why `library` gives none; empty where it gives one. Warns of nothing."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 switches it off"
+    found = _open()
+    return found if isinstance(found, str) else ""
+
+
 def instruction_set() -> str:
     """What the library picked for this processor: "avx512", "avx2" or "base"; LAMAMBA_ISA, read by it once, asks."""
     return str(_needed().lamamba_instruction_set().decode())
@@ -128,16 +136,22 @@ def _needed() -> ctypes.CDLL:
 
 @functools.cache
 def _load() -> ctypes.CDLL | None:
+    found = _open()
+    if isinstance(found, str):
+        _warn(found)
+        return None
+    return found
+
+
+def _open() -> ctypes.CDLL | str:
+    """The library, or why it cannot be used."""
     try:
         found = ctypes.CDLL(str(PATH))
         abi = found.lamamba_abi()
     except (OSError, AttributeError) as error:
-        reason = str(error) if PATH.exists() else "it was not built: no C++ compiler at installation"
-        _warn(reason)
-        return None
+        return str(error) if PATH.exists() else "it was not built: no C++ compiler at installation"
     if abi != ABI:
-        _warn(f"it has interface {abi} where this package expects {ABI}")
-        return None
+        return f"it has interface {abi} where this package expects {ABI}"
     return _declare(found)
 
 

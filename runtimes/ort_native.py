@@ -1,0 +1,90 @@
+"""The native library as an operator of ONNX Runtime: whether it computes a bundle's scans, and why not."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from lamamba import native
+from lamamba.errors import InputError
+
+CHOICES = ("auto", "on", "off")
+SCAN = "lamamba.ai::CrossScan"
+TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}  # a manifest's word: `lamamba_type` of cross_scan.h
+
+
+def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str = "auto") -> Path | None:
+    """The library to register with a session, or None: then the functions in the graph compute the scans.
+
+    A registered kernel is taken for every node of its name, so it must cover all variants.
+
+    Args:
+        ops: the manifest's `ops`. provider: as ONNX Runtime names it.
+        choice: "auto": where it can be used; "on": it must be; "off": never.
+
+    Raises:
+        InputError: another choice, or "on" where it cannot be used; the message says why.
+    """
+    if choice not in CHOICES:
+        raise InputError(f"native must be one of {', '.join(CHOICES)}, got {choice!r}")
+    if choice == "off":
+        return None
+    if choice == "on":
+        if reason := native.unusable() or _uncovered(ops, provider) or _refused():
+            raise InputError(f"the native library {native.PATH.name} cannot be used: {reason}; use native 'auto'")
+        return native.PATH
+    if not native.PATH.exists() or not native.available() or _uncovered(ops, provider):
+        return None
+    if reason := _refused():
+        warn(reason)
+        return None
+    return native.PATH
+
+
+def calls() -> int:
+    """How many nodes the library's operators have computed in this process."""
+    library = native.library()
+    if library is None:
+        return 0
+    library.lamamba_calls.restype = ctypes.c_int64
+    return int(library.lamamba_calls())
+
+
+def warn(reason: str) -> None:
+    """Say that the functions in the graph compute, and why."""
+    warnings.warn(
+        f"the native library {native.PATH.name} is not used by onnxruntime ({reason}); the graph's own scan, which is "
+        "slower, takes its place. Reinstall lamamba, or choose native 'off'.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _uncovered(ops: Sequence[Mapping[str, Any]], provider: str) -> str:
+    """Why the library does not compute all of these operators, or an empty text."""
+    library = native.library()
+    if library is None or not hasattr(library, "lamamba_covers"):
+        return "it was built without operators for onnxruntime"
+    library.lamamba_covers.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if not ops:
+        return "the bundle names no operators that it could compute"
+    for op in ops:
+        sizes = [op.get(key) for key in ("dt_rank", "d_state")]
+        known = op.get("op") == SCAN and op.get("dtype") in TYPES and all(type(size) is int for size in sizes)
+        if not known or not library.lamamba_covers(provider.encode(), TYPES[str(op["dtype"])], *sizes):
+            return f"on the {provider} it does not compute {dict(op)}"
+    return ""
+
+
+def _refused() -> str:
+    """What this onnxruntime says against the library, or an empty text."""
+    try:
+        onnxruntime.SessionOptions().register_custom_ops_library(str(native.PATH))
+    except Exception as error:  # onnxruntime's own types, one a status code, without a common base
+        return " ".join(str(error).split())[:300]
+    return ""
