@@ -96,9 +96,9 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
                 raise InputError(f"{key} must be {what}, got {place[name]!r:.60}")
         elif key in NEEDED:
             raise InputError(f"it lacks {key}")
+    _check_agreement(manifest)
     for name, facts in manifest["files"].items():
         _check_file_entry(name, facts)
-    _check_agreement(manifest)
 
 
 def _check_file_entry(name: str, facts: Any) -> None:
