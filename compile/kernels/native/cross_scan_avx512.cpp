@@ -1,7 +1,7 @@
 // Compiled with this instruction set switched on, by flags of this file alone; empty without them.
 #include "plan.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include "cross_scan_backward_simd.h"
 
 namespace lamamba {

@@ -16,7 +16,7 @@ using lamamba::PATHS;
 
 constexpr int TOKENS = 8;  // a block: the dt projection keeps its sums in registers, later stages work through it
 constexpr int PAIR = 2;    // vectors side by side: two recurrences hide each other's latency
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__) || defined(__aarch64__)
 constexpr int ROWS = 8;  // tokens a projection takes at once: ROWS x PAIR sums must fit the registers
 #else
 constexpr int ROWS = 4;
@@ -107,8 +107,10 @@ INLINE Many<STEP * U> repeated(const vec (&row)[U]) {
   return many;
 }
 
-// h = decay h + drive, the decay's rounding error included.
-INLINE vec next_state(vec h, vec decay, vec rest, vec drive) { return fma(decay, h, fma(rest, h, drive)); }
+// h = decay h + drive, the decay's rounding error included; that of an infinite h must not turn it into NaN.
+INLINE vec next_state(vec h, vec decay, vec rest, vec drive) {
+  return fma(decay, h, fma(rest, saturated(h), drive));
+}
 
 // Walks a path for U vectors; `states` (N, U vectors) is scratch, unused when there is ONE state.
 template <int U, bool ONE>

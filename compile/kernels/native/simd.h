@@ -4,6 +4,7 @@
 // Nothing here assumes that numbers are finite: NaN stays NaN and infinities saturate as in the C library.
 #pragma once
 
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -19,7 +20,7 @@
 
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 constexpr int LANES = 16;
 #elif defined(__AVX2__) && defined(__FMA__)
 constexpr int LANES = 8;
@@ -34,7 +35,7 @@ typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4), may_a
 INLINE vec load(const float *p) { return *reinterpret_cast<const loose_vec *>(p); }
 INLINE void store(float *p, vec v) { *reinterpret_cast<loose_vec *>(p) = v; }
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 INLINE vec splat(float f) { return _mm512_set1_ps(f); }
 INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec max_or_nan(vec bound, vec v) { return _mm512_max_ps(bound, v); }  // v when v is NaN
@@ -42,6 +43,7 @@ INLINE vec min_or_nan(vec bound, vec v) { return _mm512_min_ps(bound, v); }
 INLINE vec one_or(vec v, vec otherwise) {  // 1 where v > 0
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, vec{}, _CMP_GT_OQ), otherwise, splat(1));
 }
+INLINE vec saturated(vec v) { return _mm512_range_ps(v, splat(FLT_MAX), 2); }  // infinities as the largest number
 INLINE vec nearest(vec v) { return _mm512_roundscale_ps(v, 0); }
 INLINE vec times_power(vec v, vec n) { return _mm512_scalef_ps(v, n); }  // v 2^n
 #else
@@ -67,6 +69,7 @@ INLINE vec max_or_nan(vec bound, vec v) { return bound > v ? bound : v; }
 INLINE vec min_or_nan(vec bound, vec v) { return bound < v ? bound : v; }
 #endif
 INLINE vec one_or(vec v, vec otherwise) { return v > vec{} ? splat(1) : otherwise; }
+INLINE vec saturated(vec v) { return min_or_nan(splat(FLT_MAX), max_or_nan(splat(-FLT_MAX), v)); }
 INLINE vec nearest(vec v) {  // adding 1.5 2^23 leaves no room for a fraction; |v| < 2^22
   const vec magic = splat(12582912.0f);
   return (v + magic) - magic;
