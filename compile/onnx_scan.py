@@ -89,6 +89,7 @@ _PATHS = """
 """
 
 # raw (K, L, 1, B, D), delta before softplus. The bias is one more row of the weight: a small pad saves a large Add.
+# The pads are a tensor, as ONNX Runtime up to 1.23 refuses pads given as value_ints.
 _RAW = """
     x_real = Cast <to = 1> (x)
     proj_real = Cast <to = 1> (proj)
@@ -106,7 +107,7 @@ _RAW = """
     dt, b_last, c_last = Split <axis = 3> (proj_by_path, sizes)
     dt_shape = Concat <axis = 0> (four, rest, rank)
     dt_rows = Reshape (dt, dt_shape)
-    one_more = Constant <value_ints = [0, 0, 0, 0, 0, 1]> ()
+    one_more = Constant <value = int64[6] {0, 0, 0, 0, 0, 1}> ()
     one_real = Constant <value_float = 1.0> ()
     dt_and_one = Pad (dt_rows, one_more, one_real)
     dt_weight_t = Transpose <perm = [0, 2, 1]> (dt_weight_real)
