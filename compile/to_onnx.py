@@ -27,6 +27,7 @@ from onnxscript.optimizer import fold_constants
 from torch.export import ExportedProgram
 
 from lamamba.compile.capture import OUTPUTS
+from lamamba.compile.onnx_attention import ATTRIBUTES, window_attention_function
 from lamamba.compile.onnx_scan import cross_scan_function
 from lamamba.config import ModelConfig
 
@@ -44,11 +45,27 @@ def _cross_scan_node(x, proj, dt_weight, dt_bias, a, d) -> FLOAT[...]:  # type: 
     return y
 
 
+@script(_ops, default_opset=onnxscript.opset18)  # type: ignore[untyped-decorator]
+def _plain_node(qkv, bias, window: int) -> FLOAT[...]:  # type: ignore[no-untyped-def]
+    y = _ops.WindowAttention(qkv, bias, window=window)
+    return y
+
+
+@script(_ops, default_opset=onnxscript.opset18)  # type: ignore[untyped-decorator]
+def _shifted_node(qkv, bias, window: int, shift: int) -> FLOAT[...]:  # type: ignore[no-untyped-def]
+    y = _ops.ShiftedWindowAttention(qkv, bias, window=window, shift=shift)
+    return y
+
+
+def _window_attention_node(qkv: FLOAT[...], bias: FLOAT[...], window: int, shift: int) -> FLOAT[...]:
+    return _shifted_node(qkv, bias, window=window, shift=shift) if shift else _plain_node(qkv, bias, window=window)
+
+
 def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str) -> onnx.ModelProto:
-    """The graph of a captured step: standard ops and one `lamamba.ai::CrossScan` node, with its body, a scan.
+    """The graph of a captured step: standard ops, and one node of domain `lamamba.ai` a scan and a window attention.
 
     Args:
-        captured: a step from `capture`, its attention lowered.
+        captured: a step from `capture`.
         weights: the safetensors file that holds the network's parameters; the graph will refer to it by name, so it
             must end up in the same folder. Parameters stored in another type than the graph computes in are cast.
         scan_body: body of the scan's function, see `cross_scan_function`.
@@ -64,7 +81,10 @@ def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str) -> onnx.Mo
             optimize=False,
             verbose=False,
             output_names=list(OUTPUTS),
-            custom_translation_table={torch.ops.lamamba.cross_scan.default: _cross_scan_node},
+            custom_translation_table={
+                torch.ops.lamamba.cross_scan.default: _cross_scan_node,
+                torch.ops.lamamba.window_attention.default: _window_attention_node,
+            },
         )
     assert program is not None
     model = program.model
@@ -76,7 +96,9 @@ def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str) -> onnx.Mo
     model.opset_imports[DOMAIN] = 1
     ClearMetadataAndDocStringPass()(model)
     proto = ir.to_proto(model)
+    used = {node.op_type for node in proto.graph.node if node.domain == DOMAIN}
     proto.functions.append(cross_scan_function(OPSET, scan_body))
+    proto.functions.extend(window_attention_function(name, OPSET) for name in ATTRIBUTES if name in used)
     return proto
 
 

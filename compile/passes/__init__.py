@@ -1,7 +1,9 @@
 """Passes over a captured program, each a pure function from program to program, one file each.
 
-PRESERVING keeps every number to rounding of float32 and runs for each target that wants it; CHANGING alters numbers
-on purpose (precision). `run` applies passes in order and reports what each did to the number of operators.
+All keep every number to the rounding of float32. PRESERVING runs for each target; LOWERING follows for targets that
+take standard operators only and fold nothing themselves. What changes numbers on purpose, the precision, is set on the
+network before it is captured (`lamamba.precision`), so that torch's own rules place the casts. `run` applies passes in
+order and reports what each did to the number of operators.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from lamamba.compile.passes.remove_noops import remove_noops
 from lamamba.compile.passes.split_linears import split_linears
 
 __all__ = [
+    "LOWERING",
     "PRESERVING",
     "PassReport",
     "fold_constants",
@@ -29,7 +32,8 @@ __all__ = [
 ]
 
 Pass = Callable[[ExportedProgram], ExportedProgram]
-PRESERVING: tuple[Pass, ...] = (split_linears, lower_window_attention, remove_noops)
+PRESERVING: tuple[Pass, ...] = (split_linears, remove_noops)
+LOWERING: tuple[Pass, ...] = (lower_window_attention, fold_constants, remove_noops)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
