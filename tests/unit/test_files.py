@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def test_looking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     check_writable(tmp_path)
     check_writable(tmp_path / "not" / "there" / "yet")
     for folder in (tmp_path / "file", tmp_path / "file" / "sub", Path("/dev/null")):
-        with pytest.raises(InputError, match="cannot write to .*Not a directory"):
+        with pytest.raises(InputError, match=r"cannot write to .*Not a directory"):
             check_writable(folder)
     with full_disk(monkeypatch, "open"), pytest.raises(InputError, match="No space left on device"):
         check_writable(tmp_path)
@@ -124,16 +125,22 @@ def test_a_device_is_no_folder() -> None:
 # a folder
 
 
+def can_exchange(place: Path) -> bool:
+    a, b = make(place / "probe" / "a", "a"), make(place / "probe" / "b", "b")
+    exchanged = files._exchange(a, b)
+    assert (content(a), content(b)) == (("b", "a") if exchanged else ("a", "b"))
+    shutil.rmtree(place / "probe")
+    return exchanged
+
+
 @pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
 def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bool:
     """Whether the system can exchange two folders in one step; where it cannot, two renames do."""
     if not request.param:
         monkeypatch.setattr(files, "_exchange", lambda new, old: False)
         return False
-    a, b = make(tmp_path / "probe" / "a", "a"), make(tmp_path / "probe" / "b", "b")
-    if not files._exchange(a, b):
+    if not can_exchange(tmp_path):
         pytest.skip("this system cannot exchange two folders in one step")
-    assert (content(a), content(b)) == ("b", "a")
     return True
 
 
@@ -216,14 +223,14 @@ with files.atomic_folder(target) as folder:
 )
 def test_a_process_that_dies_leaves_one_whole_folder(place: Path, moment: str, expected: str) -> None:
     """At every moment: while writing, before the exchange, before either rename, and before cleaning up."""
+    if moment == "clean up" and not can_exchange(place):
+        pytest.skip("this system cannot exchange two folders in one step")
     target = make(place / "a", "old")
     died = subprocess.run([sys.executable, "-c", DIE, str(target), moment], check=False)
     assert died.returncode == 9
     assert len(names(place)) == 2  # one of them unfinished, or the backup
     finish_swap(target)
-    if not target.exists():
-        pytest.fail(f"nothing came back: {names(place)}")
-    assert content(target) in ({expected} if moment != "clean up" else {"old", "new"})
+    assert content(target) == expected
     with atomic_folder(target) as folder:
         make(folder, "newest")
     assert content(target) == "newest"
