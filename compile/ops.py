@@ -5,7 +5,7 @@ B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank; C width, T
 | operator | CPU | CUDA |
 |---|---|---|
 | `lamamba::cross_scan` | native library, else the reference loop | Triton |
-| `lamamba::window_attention` | SDPA | Triton, else SDPA |
+| `lamamba::window_attention` | native library, else SDPA | Triton, else SDPA |
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lamamba import native
-from lamamba.compile.kernels import cross_scan_cpu, cross_scan_loop, window_attention_sdpa
+from lamamba.compile.kernels import cross_scan_cpu, cross_scan_loop, window_attention_cpu, window_attention_sdpa
 from lamamba.model import Ops
 
 
@@ -66,6 +66,13 @@ def _(
 def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     """`lamamba.attention.window_attention` as an operator: same arguments, same result; differentiable once."""
     return window_attention_sdpa.forward(qkv, bias, window, shift)
+
+
+@window_attention.register_kernel("cpu")
+def _(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
+    suits = native.available() and qkv.dtype in window_attention_cpu.TYPES
+    kernel = window_attention_cpu if suits else window_attention_sdpa
+    return kernel.forward(qkv, bias, window, shift)
 
 
 @window_attention.register_fake

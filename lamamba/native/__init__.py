@@ -1,7 +1,8 @@
-"""The CPU kernels' shared library: where it is, whether it can be used, and the cross scan on NumPy arrays. No torch.
+"""The CPU kernels' shared library: where it is, whether it can be used, and its kernels on NumPy arrays. No torch.
 
-B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank. The C interface is
-`compile/kernels/native/cross_scan.h`; `pip install` builds the library, given a C++17 compiler (not on Windows).
+B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank; C width, T tokens of a window, S heads. The C
+interface is `cross_scan.h` and `window_attention.h` in `compile/kernels/native`; `pip install` builds the library,
+given a C++17 compiler (not on Windows).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from lamamba.errors import InputError
 
-ABI = 1  # LAMAMBA_ABI of cross_scan.h
+ABI = 2  # LAMAMBA_ABI of cross_scan.h
 PATH = Path(__file__).with_name("liblamamba.dylib" if sys.platform == "darwin" else "liblamamba.so")
 SWITCH = "LAMAMBA_NATIVE"  # environment: 0 keeps the library unused
 PATHS = 4
@@ -37,6 +38,14 @@ class Sizes(ctypes.Structure):
     """`lamamba_sizes`."""
 
     _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "rank", "state"))
+
+
+class WindowSizes(ctypes.Structure):
+    """`lamamba_window_sizes`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64) for name in ("batch", "height", "width", "channels", "heads", "window", "shift")
+    )
 
 
 def available() -> bool:
@@ -95,6 +104,33 @@ def cross_scan_backward(
     return gradients  # type: ignore[return-value]
 
 
+def window_attention(qkv: Array, bias: Array, window: int, shift: int, threads: int = 0) -> Array:
+    """`lamamba.attention.window_attention` on arrays; softmax and sums in float32.
+
+    Args:
+        qkv: (B, H, W, 3C) of float32, float16 or bfloat16 (ml_dtypes); bias: (S, T, T).
+        window, shift: as in the reference. threads: of the library's own; 0 takes every processor.
+
+    Returns y (B, H, W, C) in the type of qkv.
+
+    Raises:
+        InputError: shapes or types that do not fit together, or no library.
+    """
+    if qkv.ndim != 4 or qkv.dtype.name not in TYPES:
+        raise InputError(f"qkv is {qkv.dtype.name} {qkv.shape}; expected (B, H, W, 3C) of {', '.join(TYPES)}")
+    channels, tokens = qkv.shape[3] // 3, window * window
+    if bias.ndim != 3 or bias.shape[1:] != (tokens, tokens) or qkv.shape[3] % (3 * max(bias.shape[0], 1)):
+        raise InputError(
+            f"bias is {bias.shape} beside qkv {qkv.shape} and window {window}; "
+            f"expected (S, {tokens}, {tokens}) with S heads that divide each third of the channels"
+        )
+    qkv, bias = np.ascontiguousarray(qkv), np.ascontiguousarray(bias, dtype=np.float32)
+    y = np.empty((*qkv.shape[:3], channels), qkv.dtype)
+    sizes = WindowSizes(*qkv.shape[:3], channels, bias.shape[0], window, shift)
+    _call("lamamba_window_attention_forward", sizes, (qkv, bias, y), threads)
+    return y
+
+
 def _arrays(x: Array, proj: Array, *parameters: Array) -> list[Array]:
     """The six inputs as the kernel reads them: dense, proj in the type of x, the parameters in float32."""
     if x.ndim != 4 or x.dtype.name not in TYPES:
@@ -115,14 +151,20 @@ def _arrays(x: Array, proj: Array, *parameters: Array) -> list[Array]:
 
 def _run(function: str, arrays: list[Array], more: tuple[Array, ...], threads: int) -> None:
     x, _, dt_weight, _, a, _ = arrays
-    sizes = Sizes(*x.shape, dt_weight.shape[2], a.shape[2])
-    addresses = [array.ctypes.data for array in (*arrays, *more)]
-    call = getattr(_needed(), function)
-    code = call(ctypes.byref(sizes), TYPES[x.dtype.name], *addresses, OWN_THREADS, None, threads)
+    _call(function, Sizes(*x.shape, dt_weight.shape[2], a.shape[2]), (*arrays, *more), threads)
+
+
+def _call(function: str, sizes: ctypes.Structure, arrays: tuple[Array, ...], threads: int) -> None:
+    """A function of the library on dense arrays, the first of them in the type of the call."""
+    first, addresses = arrays[0], [array.ctypes.data for array in arrays]
+    code = getattr(_needed(), function)(
+        ctypes.byref(sizes), TYPES[first.dtype.name], *addresses, OWN_THREADS, None, threads
+    )
     if code == -2:
-        raise MemoryError(f"{function} on x {x.shape}: {ERRORS[code]}")
+        raise MemoryError(f"{function} on {first.shape}: {ERRORS[code]}")
     if code:
-        raise InputError(f"{function} on x {x.shape}: {ERRORS.get(code, code)}; check the shapes")
+        given = ", ".join(f"{name} {getattr(sizes, name)}" for name, _ in sizes._fields_)  # type: ignore[misc]
+        raise InputError(f"{function}: {ERRORS.get(code, code)} ({given}); check the shapes")
 
 
 def _needed() -> ctypes.CDLL:
@@ -169,6 +211,8 @@ def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
     end: list[Any] = [PARALLEL, ctypes.c_void_p, ctypes.c_int]
     found.lamamba_cross_scan_forward.argtypes = start + [ctypes.c_void_p] * 7 + end
     found.lamamba_cross_scan_backward.argtypes = start + [ctypes.c_void_p] * 13 + end
+    attention: list[Any] = [ctypes.POINTER(WindowSizes), ctypes.c_int]
+    found.lamamba_window_attention_forward.argtypes = attention + [ctypes.c_void_p] * 3 + end
     found.lamamba_instruction_set.restype = ctypes.c_char_p
     found.lamamba_choose_instruction_set.argtypes = [ctypes.c_char_p]
     return found

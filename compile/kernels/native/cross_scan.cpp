@@ -1,9 +1,9 @@
 // The C interface: checks sizes, picks the instruction set, lays out one call and hands its tasks to threads.
 #include "cross_scan.h"
 
+#include "host.h"
 #include "plan.h"
 #include "rows.h"
-#include "threads.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +13,6 @@
 
 namespace lamamba {
 namespace {
-
-enum Error { IMPOSSIBLE = -1, NO_MEMORY = -2 };
 
 bool runs_here(const Kernels *kernels) {
   if (!kernels) return false;
@@ -42,32 +40,6 @@ const Kernels *first_choice() {
 
 std::atomic<const Kernels *> chosen{first_choice()};
 
-// Where tasks run: the host's threads, or the library's.
-struct Host {
-  lamamba_parallel parallel;
-  void *host;
-  int threads;
-
-  template <class Body>
-  void for_each(int64_t count, const Body &body) const {
-    const lamamba_task task = [](void *context, int64_t index) {
-      const FloatMode mode;
-      (*static_cast<const Body *>(context))(index);
-    };
-    void *context = const_cast<void *>(static_cast<const void *>(&body));
-    if (count == 1 || (!parallel && threads == 1))
-      for (int64_t i = 0; i < count; ++i) task(context, i);
-    else if (parallel)
-      parallel(host, count, task, context);
-    else
-      run_on_own_threads(threads, count, task, context);
-  }
-};
-
-Host host_of(lamamba_parallel parallel, void *host, int threads) {
-  return {parallel, host, threads > 0 ? threads : processors()};
-}
-
 // Cuts one block of memory into aligned arrays: once with no block, to learn how large it must be, then for good.
 struct Arena {
   char *base;
@@ -80,20 +52,6 @@ struct Arena {
     return array;
   }
 };
-
-struct Block {
-  char *memory = nullptr;
-  explicit Block(size_t bytes) {
-    void *got = nullptr;
-    if (posix_memalign(&got, 64, bytes + 64) == 0) memory = static_cast<char *>(got);
-  }
-  ~Block() { free(memory); }
-  Block(const Block &) = delete;
-  Block &operator=(const Block &) = delete;
-};
-
-// The most elements an array may have, so that no size in bytes overflows.
-constexpr double LIMIT = 1e15;
 
 bool possible(const lamamba_sizes *s, int type) {
   if (!s || s->batch < 0 || s->height < 1 || s->width < 1 || s->channels < 1 || s->rank < 1 || s->state < 1) return false;
