@@ -46,9 +46,9 @@ def main(
 ) -> None:
     """Export MODEL for a runtime and prove it equal to the reference.
 
-    \b
-    MODEL is a preset trained in the package (emoji), a folder with config.json and
-    model.safetensors, or a released .pt file.
+    MODEL is a preset trained in the package (emoji), a folder with config.json and model.safetensors, or a released
+    .pt file.
+
     \b
     Example:
       lamamba-export emoji -t ort --weights fp16 -o emoji.lamamba
@@ -80,10 +80,8 @@ def check_target(target: str, precision: str) -> None:
     """Raise InputError for what cannot be exported in this version, or here."""
     if RUNTIMES[target] is None:
         raise InputError(f"the target {target} is not in this version of lamamba; the targets are ort and torch")
-    if precision == "bf16":
+    if precision == "bf16" and target != "torch":
         raise InputError(f"the target {target} has no bf16; use --precision fp32 or fp16")
-    if target == "torch" and precision != "fp32":
-        raise InputError("the torch runtime computes in fp32; use --weights fp16 for a smaller bundle")
     if importlib.util.find_spec("torch") is None:
         raise InputError("exporting needs torch: pip install 'lamamba[torch]'")
 

@@ -35,6 +35,9 @@ DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
     "--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", help="What computes; auto: the bundle's own."
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where it computes.")
+@click.option(
+    "--compile", "compiled", is_flag=True, help="With the torch runtime: compile the step first; takes minutes."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
 @click.option(
     "--class",
@@ -71,6 +74,7 @@ def main(
     bundle: Path | None,
     runtime: str,
     device: str,
+    compiled: bool,
     threads: int | None,
     classes: tuple[str, ...],
     num: int,
@@ -93,7 +97,7 @@ def main(
     if preview is not None:
         check_preview(preview, latent)
     labels = labels_in_turn(opened, classes, num)
-    engine = load(opened, runtime, **_engine_options(opened, runtime, device, threads))
+    engine = load(opened, runtime, **_engine_options(opened, runtime, device, threads, compiled))
     plan = _plan(engine, numbers)
     loaded = time.perf_counter()
     with interruptible() as interrupted, tqdm(total=num * plan["steps"], unit="step", disable=None) as bar:
@@ -133,12 +137,16 @@ def class_name(bundle: Bundle, label: int) -> str:
     return bundle.class_names[label] if bundle.class_names else str(label)
 
 
-def _engine_options(bundle: Bundle, runtime: str, device: str, threads: int | None) -> dict[str, Any]:
+def _engine_options(bundle: Bundle, runtime: str, device: str, threads: int | None, compiled: bool) -> dict[str, Any]:
     name = bundle.target if runtime == "auto" else runtime
     # threads beyond the processors would only wait for one another
     options: dict[str, Any] = {} if threads is None else {"threads": min(threads, os.cpu_count() or 1)}
     if device != "auto":
         options["provider" if name == "ort" else "device"] = device
+    if compiled and name != "torch":
+        raise InputError(f"--compile is for the torch runtime, this run uses {name}; add --runtime torch")
+    if compiled:
+        options["compile"] = True
     return options
 
 
@@ -213,7 +221,5 @@ def _tell(
         pictures = "1 picture" if made == 1 else f"{made} pictures"
         click.echo(f"{where}: {pictures} in {seconds:.1f} s ({parameters['runtime']}, seed {parameters['seed']})")
     else:
-        kept = (
-            f"{where}: kept the {made} finished pictures of {num}" if made else "nothing was finished, nothing is kept"
-        )
-        click.echo(f"stopped; {kept}", err=True)
+        kept = f"{where} keeps the finished {made} of {num}" if made else "nothing was finished, nothing is kept"
+        click.echo(f"lamamba-sample: stopped; {kept}", err=True)

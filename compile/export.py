@@ -16,14 +16,16 @@ from lamamba.compile import passes
 from lamamba.compile.bundle import Precision, check_replaceable, manifest, save_golden, seal
 from lamamba.compile.capture import capture
 from lamamba.compile.onnx_scan import body_for, one_node_model
+from lamamba.compile.ops import OPS, cross_scan
 from lamamba.compile.prove import Prover, Scan
 from lamamba.compile.to_onnx import OPSET, describe, scan_variants, to_onnx
 from lamamba.errors import InputError
 from lamamba.files import atomic_folder
-from lamamba.precision import DTYPES, FLOAT32_ISLANDS
+from lamamba.precision import DTYPES, FLOAT32_ISLANDS, in_precision
 from lamamba.runtimes.bundle import Bundle, open_bundle
 from lamamba.runtimes.ort import GRAPHS, PROVIDERS, OrtEngine, run_model
 from lamamba.runtimes.ort_native import choose_library
+from lamamba.runtimes.torch import TorchEngine
 
 Report = Callable[[str], None]
 
@@ -44,14 +46,21 @@ def round_weights(checkpoint: Checkpoint, storage: str) -> Checkpoint:
 
 
 def export_torch(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report = lambda line: None) -> Bundle:
-    """A torch bundle: configuration and weights, run by the reference itself."""
+    """A torch bundle: configuration and weights, run by the network with the operators of `lamamba.compile.ops`.
+
+    Raises:
+        ParityError: the ladder failed; its message names the rung, and nothing was written.
+    """
     rounded = round_weights(checkpoint, precision.storage)
+    dtype = DTYPES[precision.compute]
     with writing(out) as folder:
         save_checkpoint(folder, rounded)
-        report("computing golden vectors with the reference")
+        report("comparing with the reference")
         prover = Prover(rounded)
+        engine = TorchEngine(in_precision(rounded.model(OPS), dtype))
+        rungs = prover.prove(engine, partial(run_scan_in_torch, dtype=dtype), precision.compute)
         save_golden(folder / "golden.npz", prover.golden())
-        seal(folder, manifest(rounded, target="torch", precision=precision, graphs={}, ops=[], rungs=[]))
+        seal(folder, manifest(rounded, target="torch", precision=precision, graphs={}, ops=[], rungs=rungs))
         open_bundle(folder)
     return open_bundle(out, verify=False)
 
@@ -104,6 +113,13 @@ def run_scan(scan: Scan, library: Path | None = None) -> np.ndarray[Any, Any]:
     """One `CrossScan` node alone in ONNX Runtime on the CPU, by the body it has in exported graphs or by a library."""
     model = one_node_model(scan, body_for(scan["a"].shape[-1]), OPSET)
     return run_model(model.SerializeToString(), {name: scan[name] for name in ("x", "proj")}, library)[0]
+
+
+def run_scan_in_torch(scan: Scan, dtype: torch.dtype) -> np.ndarray[Any, Any]:
+    """One call of the operator on the CPU, x and proj in `dtype`."""
+    tensors = {name: torch.from_numpy(value) for name, value in scan.items()}
+    tensors |= {name: tensors[name].to(dtype) for name in ("x", "proj")}
+    return cross_scan(**tensors).float().numpy()
 
 
 @contextmanager

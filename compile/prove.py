@@ -18,6 +18,7 @@ from lamamba.checkpoint import Checkpoint
 from lamamba.compile.bundle import DEFAULTS, IMAGE_CLIP
 from lamamba.errors import InputError
 from lamamba.model import Ops
+from lamamba.precision import DTYPES
 from lamamba.runtimes.noise import normal
 from lamamba.runtimes.parity import (
     STREAM,
@@ -41,7 +42,6 @@ TRAJECTORY_STEPS = 20
 Scan = Mapping[str, NDArray[Any]]  # the arguments of a cross scan by name
 RunScan = Callable[[Scan], NDArray[Any]]
 ARGUMENTS = ("x", "proj", "dt_weight", "dt_bias", "a", "d")
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class ParityError(InputError):
@@ -147,8 +147,9 @@ def scans_of(checkpoint: Checkpoint, precision: str) -> Iterator[tuple[str, Scan
     first = 0
     for stage, depth in enumerate(config.depths):
         scan = {name: value.numpy() for name, value in calls[first].items()}
-        if precision in HALVES:
-            scan |= {name: calls[first][name].to(HALVES[precision]).numpy() for name in ("x", "proj")}
+        for name in ("x", "proj"):
+            rounded = calls[first][name].to(DTYPES[precision])
+            scan[name] = (rounded if precision != "bf16" else rounded.float()).numpy()  # NumPy has no bfloat16
         yield f"stage {stage}", scan
         first += depth
 
