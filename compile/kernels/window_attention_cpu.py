@@ -17,7 +17,7 @@ TYPES = cross_scan_cpu.TYPES
 
 
 def forward(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
-    """`lamamba.attention.window_attention` for the types of TYPES; qkv (B, H, W, 3C), bias (S, T, T), y (B, H, W, C)."""
+    """`lamamba.attention.window_attention` for types of TYPES; qkv (B, H, W, 3C), bias (S, T, T), y (B, H, W, C)."""
     library = native.library()
     assert library is not None
     qkv, bias = qkv.contiguous(), bias.float().contiguous()
