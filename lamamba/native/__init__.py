@@ -119,7 +119,8 @@ def window_attention(qkv: Array, bias: Array, window: int, shift: int, threads: 
     if qkv.ndim != 4 or qkv.dtype.name not in TYPES:
         raise InputError(f"qkv is {qkv.dtype.name} {qkv.shape}; expected (B, H, W, 3C) of {', '.join(TYPES)}")
     channels, tokens = qkv.shape[3] // 3, window * window
-    if bias.ndim != 3 or bias.shape[1:] != (tokens, tokens) or qkv.shape[3] % (3 * max(bias.shape[0], 1)):
+    fits = bias.ndim == 3 and bias.shape[1:] == (tokens, tokens) and bias.shape[0] > 0
+    if not fits or qkv.shape[3] % (3 * bias.shape[0]):
         raise InputError(
             f"bias is {bias.shape} beside qkv {qkv.shape} and window {window}; "
             f"expected (S, {tokens}, {tokens}) with S heads that divide each third of the channels"
