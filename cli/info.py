@@ -35,7 +35,7 @@ def main(what: str, as_json: bool) -> None:
     facts = describe(what)
     click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else "\n".join(text(facts)))
     if damage := facts.get("bundle", {}).get("damage"):
-        raise InputError(damage[0] if len(damage) == 1 else f"{damage[0]} (and {len(damage) - 1} more damaged files)")
+        raise InputError(damage[0] + (f" ({len(damage)} files are damaged)" if len(damage) > 1 else ""))
 
 
 def describe(what: str) -> dict[str, Any]:
@@ -123,7 +123,11 @@ def text(facts: dict[str, Any]) -> list[str]:
 def _bundle_text(bundle: dict[str, Any]) -> list[str]:
     precision, defaults, files = bundle["precision"], bundle["defaults"], bundle["files"]
     size = sum(file["size"] for file in files.values())
-    state = f"all {len(files)} files intact" if bundle["intact"] else f"{len(bundle['damage'])} of {len(files)} DAMAGED"
+    state = (
+        f"all {len(files)} files intact"
+        if bundle["intact"]
+        else f"{len(bundle['damage'])} of {len(files)} files DAMAGED"
+    )
     lines = [
         f"bundle: {bundle['path']}, for {bundle['target']}, computes in {precision.get('compute', '?')}, "
         f"stores {precision.get('storage', '?')}, {size / 1e6:.1f} MB, {state}",

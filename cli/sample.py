@@ -221,5 +221,5 @@ def _tell(
         pictures = "1 picture" if made == 1 else f"{made} pictures"
         click.echo(f"{where}: {pictures} in {seconds:.1f} s ({parameters['runtime']}, seed {parameters['seed']})")
     else:
-        kept = f"{where} keeps the finished {made} of {num}" if made else "nothing was finished, nothing is kept"
+        kept = f"{where}: kept the finished {made} of {num}" if made else "nothing was finished, nothing is kept"
         click.echo(f"lamamba-sample: stopped; {kept}", err=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lamamba import __version__
 from lamamba.cli.errors import INTERRUPTED, Command
 from lamamba.errors import InputError
 
@@ -31,9 +32,9 @@ COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 EXAMPLE = """
 \b
 Example: a small RGB model, at full speed on one CUDA device
-  lamamba-train --data emoji32.npz --preset emoji --balanced --flip --compile -o runs/emoji
+  lamamba-train --data emoji32.npz --preset emoji --balanced --compile -o run
 Several devices share the batch:
-  torchrun --nproc-per-node 4 -m lamamba.cli.train --data emoji32.npz --preset emoji -o runs/emoji
+  torchrun --nproc-per-node 4 -m lamamba.cli.train --data emoji32.npz ...
 
 The same command run again goes on from RUN/checkpoint.safetensors. RUN/model is the moving average of the weights,
 which the other commands read.
@@ -70,6 +71,7 @@ which the other commands read.
 @click.option("--log-every", default=50, type=click.IntRange(1), help="steps between lines of RUN/log.jsonl")
 @click.option("--sheet-every", default=2500, type=click.IntRange(0), help="steps between sample sheets; 0 for none")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), help="where to train")
+@click.version_option(__version__)
 def main(
     data: Path, preset_name: str | None, config_file: Path | None, init: str | None, run: Path, **options: Any
 ) -> int:
