@@ -26,7 +26,8 @@ HEADERS = sorted(str(path) for path in Path("compile/kernels/native").glob("*.h"
 COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
 LINK = ["-shared", "-pthread"]
 # The C++ runtime goes in, its names stay in, and threads of the library forbid unloading it.
-LINUX_LINK = ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,-z,nodelete"]
+LINUX_LINK = ["-static-libstdc++", "-static-libgcc", "-Wl,-z,nodelete", "-ldl"]
+LINUX_LINK += ["-Wl,--exclude-libs,ALL", "-Wl,--version-script=compile/kernels/native/exports.map"]
 INSTRUCTIONS = {  # by the end of a source's name; a compiler for another processor refuses them and builds it empty
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],

@@ -12,10 +12,11 @@ import onnxruntime
 
 from lamamba import native
 from lamamba.errors import InputError
+from lamamba.native import cuda
 
 CHOICES = ("auto", "on", "off")
 SCAN = "lamamba.ai::CrossScan"
-TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}  # a manifest's word: `lamamba_type` of cross_scan.h
+CUDA = "CUDAExecutionProvider"
 
 
 def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str = "auto") -> Path | None:
@@ -73,12 +74,22 @@ def _uncovered(ops: Sequence[Mapping[str, Any]], provider: str) -> str:
     library.lamamba_covers.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if not ops:
         return "the bundle names no operators that it could compute"
+    if provider == CUDA and (reason := _without_kernels()):
+        return reason
     for op in ops:
         sizes = [op.get(key) for key in ("dt_rank", "d_state")]
-        known = op.get("op") == SCAN and op.get("dtype") in TYPES and all(type(size) is int for size in sizes)
-        if not known or not library.lamamba_covers(provider.encode(), TYPES[str(op["dtype"])], *sizes):
-            return f"on the {provider} it does not compute {dict(op)}"
+        known = op.get("op") == SCAN and op.get("dtype") in cuda.TYPES and all(type(size) is int for size in sizes)
+        if not known or not library.lamamba_covers(provider.encode(), cuda.TYPES[str(op["dtype"])], *sizes):
+            return f"on the {provider} it does not compute {dict(op)!r:.200}"
     return ""
+
+
+def _without_kernels() -> str:
+    """Why there are no kernels for CUDA, or an empty text: then the library has them."""
+    try:
+        return "" if cuda.add_kernels() else "the package holds no kernels for CUDA"
+    except InputError as error:
+        return str(error)
 
 
 def _refused() -> str:

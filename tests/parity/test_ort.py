@@ -49,7 +49,7 @@ def prover(tiny_checkpoint: Checkpoint) -> Prover:
 
 def test_every_rung_is_in_the_manifest_and_passed(tiny_bundle: Bundle) -> None:
     report = tiny_bundle.manifest["parity"]
-    assert {rung["rung"] for rung in report} == RUNGS
+    assert {rung["rung"].removesuffix(", native") for rung in report} == RUNGS
     assert all(rung["passed"] for rung in report)
     assert len([rung for rung in report if rung["rung"] == "op"]) == 4
 

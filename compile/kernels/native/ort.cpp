@@ -1,6 +1,7 @@
 // Registering the operators with ONNX Runtime, and what programs may ask of them.
 #include "ort.h"
 
+#include "cuda_registry.h"
 #include "ort_operator.h"
 
 #include <pthread.h>
@@ -13,43 +14,54 @@ using namespace lamamba::ort;
 
 namespace {
 
-constexpr int MOST_RUNTIMES = 16;  // copies of ONNX Runtime in one process that are remembered
+constexpr int MOST_DOMAINS = 16;
+constexpr int TYPES[] = {LAMAMBA_FLOAT32, LAMAMBA_FLOAT16};
 
-// What was made for one ONNX Runtime. Sessions refer to it as long as they live, so it stays for good.
+// What was made for one copy of ONNX Runtime. Sessions refer to it as long as they live, so it stays for good.
 struct Made {
   const Api *api;
+  int on_cuda;  // a bit for each of TYPES that had kernels for CUDA then
   Domain *domain;
-  Operator operators[2];
+  Operator operators[4];
 };
 
 std::atomic<int64_t> calls{0};
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-Made made[MOST_RUNTIMES];
+Made made[MOST_DOMAINS];
 
-Status *make(const Api *api, Made *made) {
-  Domain *domain;
-  if (Status *status = api->CreateCustomOpDomain("lamamba.ai", &domain)) return status;
-  int type = LAMAMBA_FLOAT32;
-  for (Operator &op : made->operators) {
-    describe(&op, api, type++);
-    describe_cpu(&op);
-    if (Status *status = api->CustomOpDomain_Add(domain, &op)) return status;
+Status *add(Made *made, Operator *op, int type, void (*describe_provider)(Operator *)) {
+  describe(op, made->api, type);
+  describe_provider(op);
+  return made->api->CustomOpDomain_Add(made->domain, op);
+}
+
+Status *make(const Api *api, int on_cuda, Made *into) {
+  *into = {api, on_cuda, nullptr, {}};
+  if (Status *status = api->CreateCustomOpDomain("lamamba.ai", &into->domain)) return status;
+  Operator *op = into->operators;
+  for (int type : TYPES) {
+    if (Status *status = add(into, op++, type, describe_cpu)) return status;
+    if (on_cuda >> type & 1)
+      if (Status *status = add(into, op++, type, describe_cuda)) return status;
   }
-  made->domain = domain;
-  made->api = api;
   return nullptr;
 }
 
 Status *find_or_make(const Api *api, const Made **found) {
+  int on_cuda = 0;
+  for (int type : TYPES) on_cuda |= cuda::has_kernels(type) << type;
   for (Made &one : made) {
     if (!one.api)
-      if (Status *status = make(api, &one)) return status;
-    if (one.api == api) {
+      if (Status *status = make(api, on_cuda, &one)) {
+        one.api = nullptr;
+        return status;
+      }
+    if (one.api == api && one.on_cuda == on_cuda) {
       *found = &one;
       return nullptr;
     }
   }
-  return failure(*api, FAIL, "CrossScan: more than %d copies of ONNX Runtime in this process", MOST_RUNTIMES);
+  return failure(*api, FAIL, "CrossScan: registered with too many copies of ONNX Runtime in this process");
 }
 
 }  // namespace
@@ -71,8 +83,9 @@ EXPORT Status *RegisterCustomOps(Options *options, const ApiBase *base) {
 }
 
 EXPORT int lamamba_covers(const char *provider, int type, int64_t rank, int64_t state) {
-  if (!provider || rank < 1 || state < 1) return 0;
-  return strcmp(provider, "CPUExecutionProvider") == 0 && (type == LAMAMBA_FLOAT32 || type == LAMAMBA_FLOAT16);
+  if (!provider || rank < 1 || state < 1 || (type != LAMAMBA_FLOAT32 && type != LAMAMBA_FLOAT16)) return 0;
+  if (strcmp(provider, "CUDAExecutionProvider") == 0) return cuda::covers(type, rank, state);
+  return strcmp(provider, "CPUExecutionProvider") == 0;
 }
 
 EXPORT int64_t lamamba_calls(void) { return calls.load(std::memory_order_relaxed); }

@@ -7,8 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-namespace lamamba {
-namespace ort {
+namespace lamamba::ort {
 
 constexpr uint32_t API_VERSION = 18;  // ONNX Runtime 1.18: the table with all that is used here
 constexpr uint32_t OPERATOR_VERSION = 17;
@@ -47,7 +46,9 @@ struct Api {
   Status *AddCustomOpDomain(Options *options, Domain *domain) const {
     return at<Status *(Options *, Domain *)>(28)(options, domain);
   }
-  Status *GetTensorMutableData(Value *value, void **out) const { return at<Status *(Value *, void **)>(51)(value, out); }
+  Status *GetTensorMutableData(Value *value, void **out) const {
+    return at<Status *(Value *, void **)>(51)(value, out);
+  }
   Status *GetDimensionsCount(const TensorInfo *info, size_t *out) const {
     return at<Status *(const TensorInfo *, size_t *)>(61)(info, out);
   }
@@ -85,7 +86,8 @@ struct Api {
   Status *ShapeInferContext_GetInputTypeShape(const ShapeContext *context, size_t index, TensorInfo **out) const {
     return at<Status *(const ShapeContext *, size_t, TensorInfo **)>(268)(context, index, out);
   }
-  Status *ShapeInferContext_SetOutputTypeShape(const ShapeContext *context, size_t index, const TensorInfo *info) const {
+  Status *ShapeInferContext_SetOutputTypeShape(const ShapeContext *context, size_t index,
+                                               const TensorInfo *info) const {
     return at<Status *(const ShapeContext *, size_t, const TensorInfo *)>(270)(context, index, info);
   }
   // task(argument, 0 .. count - 1) on the session's threads; `batches` 0: as it sees fit.
@@ -132,5 +134,4 @@ struct CustomOp {
   int (*GetEndVersion)(const CustomOp *);
 };
 
-}  // namespace ort
-}  // namespace lamamba
+}  // namespace lamamba::ort

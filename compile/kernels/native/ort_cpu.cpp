@@ -1,8 +1,7 @@
 // lamamba.ai::CrossScan on the CPU: the library's kernel on the threads of the session.
 #include "ort_operator.h"
 
-namespace lamamba {
-namespace ort {
+namespace lamamba::ort {
 namespace {
 
 struct Session {
@@ -52,5 +51,4 @@ void describe_cpu(Operator *op) {
   op->KernelComputeV2 = compute;
 }
 
-}  // namespace ort
-}  // namespace lamamba
+}  // namespace lamamba::ort

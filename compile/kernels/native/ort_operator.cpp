@@ -6,8 +6,7 @@
 
 #include <initializer_list>
 
-namespace lamamba {
-namespace ort {
+namespace lamamba::ort {
 namespace {
 
 constexpr size_t MOST_DIMENSIONS = 8;  // what an error still shows
@@ -165,5 +164,4 @@ void describe(Operator *op, const Api *api, int type) {
   };
 }
 
-}  // namespace ort
-}  // namespace lamamba
+}  // namespace lamamba::ort

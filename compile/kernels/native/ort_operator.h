@@ -6,8 +6,7 @@
 #include "cross_scan.h"
 #include "ort_api.h"
 
-namespace lamamba {
-namespace ort {
+namespace lamamba::ort {
 
 enum Input { X, PROJ, DT_WEIGHT, DT_BIAS, A, D, INPUTS };
 
@@ -29,6 +28,7 @@ struct Tensors {
 void describe(Operator *op, const Api *api, int type);
 
 void describe_cpu(Operator *op);
+void describe_cuda(Operator *op);
 
 // Takes the tensors of a call and checks their shapes. Null, or an error of one line.
 Status *take_tensors(const Api &api, Context *context, Tensors *tensors);
@@ -37,5 +37,4 @@ Status *failure(const Api &api, Code code, const char *format, ...) __attribute_
 
 void count_call();
 
-}  // namespace ort
-}  // namespace lamamba
+}  // namespace lamamba::ort

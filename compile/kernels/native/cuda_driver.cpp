@@ -1,0 +1,53 @@
+#include "cuda_driver.h"
+
+#include <dlfcn.h>
+
+namespace lamamba::cuda {
+namespace {
+
+struct Loaded {
+  Driver driver = {};
+  bool complete = false;
+
+  Loaded() {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!library) return;
+    complete = true;
+    find(library, "cuInit", driver.cuInit);
+    find(library, "cuDriverGetVersion", driver.cuDriverGetVersion);
+    find(library, "cuDeviceGetCount", driver.cuDeviceGetCount);
+    find(library, "cuDeviceGet", driver.cuDeviceGet);
+    find(library, "cuDeviceGetAttribute", driver.cuDeviceGetAttribute);
+    find(library, "cuCtxGetCurrent", driver.cuCtxGetCurrent);
+    find(library, "cuCtxGetDevice", driver.cuCtxGetDevice);
+    find(library, "cuModuleLoadDataEx", driver.cuModuleLoadDataEx);
+    find(library, "cuModuleGetFunction", driver.cuModuleGetFunction);
+    find(library, "cuFuncSetAttribute", driver.cuFuncSetAttribute);
+    find(library, "cuLaunchKernel", driver.cuLaunchKernel);
+    find(library, "cuGetErrorName", driver.cuGetErrorName);
+    complete = complete && driver.cuInit(0) == 0;
+  }
+
+  template <class F>
+  void find(void *library, const char *name, F *&function) {
+    function = reinterpret_cast<F *>(dlsym(library, name));
+    complete = complete && function;
+  }
+};
+
+}  // namespace
+
+const Driver *the_driver() {
+  static const Loaded loaded;
+  return loaded.complete ? &loaded.driver : nullptr;
+}
+
+int capability_of(const Driver &driver, int device) {
+  constexpr int MAJOR = 75, MINOR = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
+  int major, minor;
+  if (driver.cuDeviceGetAttribute(&major, MAJOR, device) || driver.cuDeviceGetAttribute(&minor, MINOR, device))
+    return -1;
+  return 10 * major + minor;
+}
+
+}  // namespace lamamba::cuda

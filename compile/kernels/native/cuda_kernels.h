@@ -1,0 +1,51 @@
+// The cross scan on CUDA devices: kernels compiled ahead of time, given to the library at run time as PTX with a
+// description of their launches, and launched through the driver, which is found when it is first needed.
+#pragma once
+
+#include "cross_scan.h"
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Sizes are written as products of the letters B H W L D R N, where L = H W, and of whole numbers; a factor may be
+// divided by a number, rounding up: "B*D/32*4" is B ceil(D / 32) 4.
+typedef struct {
+  const char *entry;      // name of the function in the PTX
+  const char *arguments;  // in order, separated by spaces: x proj dt_weight dt_bias a d y, names of scratch, "null" for
+                          // a null pointer, or a size, which is passed as int32
+  const char *grid;       // three sizes separated by spaces
+  int threads;            // of a block
+  int shared_bytes;       // dynamic shared memory of a block
+} lamamba_launch;
+
+// What computes calls of one type, R and N on devices of one kind: launches that run one after another.
+typedef struct {
+  int capability;  // 80: what was compiled for 8.0, which runs there and later, or there only if its target ends in "a"
+  int type;        // lamamba_type of x, proj and y
+  int64_t rank, state;
+  const char *when;     // conditions separated by spaces, "B*D/32<512" or "L>=17"; empty: always
+  const char *scratch;  // names and bytes separated by spaces, "total=16*B*L*D"; may be empty
+  const char *ptx;
+  int launch_count;
+  const lamamba_launch *launches;
+} lamamba_kernel;
+
+// Adds a kernel; everything is copied. Of several that could compute a call, the one for the latest capability is
+// taken, and of those the one added first. Returns 0, or -1 for a description that does not make sense.
+int lamamba_add_kernel(const lamamba_kernel *kernel);
+
+// Bytes of device memory that a call in the current context needs beside its tensors, or -1 if no kernel computes it.
+int64_t lamamba_cuda_scratch(const lamamba_sizes *sizes, int type);
+
+// `lamamba_cross_scan_forward` in device memory of the current context, in the order of `stream` (a CUstream).
+// Returns 0, or -1 and a line of text in `error`, which has room for `room` letters.
+int lamamba_cuda_forward(const lamamba_sizes *sizes, int type, const void *x, const void *proj, const float *dt_weight,
+                         const float *dt_bias, const float *a, const float *d, void *y, void *scratch, void *stream,
+                         char *error, size_t room);
+
+#ifdef __cplusplus
+}
+#endif

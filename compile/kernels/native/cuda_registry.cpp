@@ -1,0 +1,176 @@
+#include "cuda_registry.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <deque>
+#include <utility>
+
+namespace lamamba::cuda {
+namespace {
+
+const char *const NAMES[TENSORS] = {"x", "proj", "dt_weight", "dt_bias", "a", "d", "y"};
+const lamamba_sizes ONES = {1, 1, 1, 1, 1, 1};
+
+pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+// Never destroyed: sessions may run while the program ends.
+std::deque<Kernel> &kernels() {
+  static std::deque<Kernel> *const all = new std::deque<Kernel>;
+  return *all;
+}
+
+// The CUDA version whose driver first reads this PTX (8.5 came with 12.5, 8.6 with 12.7, 9.0 with 13.0), or -1.
+int driver_for(const std::string &ptx) {
+  int major = 0, minor = 0;
+  const size_t at = ptx.find(".version ");
+  if (at == std::string::npos || sscanf(ptx.c_str() + at, ".version %d.%d", &major, &minor) != 2) return -1;
+  if (major == 8) return 12000 + 10 * (minor < 6 ? minor : minor + 1);
+  return 1000 * (major + 4) + 10 * minor;
+}
+
+// Whether PTX names a target, and whether that target is one kind of device alone, as in ".target sm_90a".
+bool target_of(const std::string &ptx, bool *here_only) {
+  const size_t at = ptx.find(".target sm_");
+  if (at == std::string::npos) return false;
+  const size_t end = ptx.find_first_not_of("0123456789", at + strlen(".target sm_"));
+  *here_only = end != std::string::npos && (ptx[end] == 'a' || ptx[end] == 'f');
+  return true;
+}
+
+bool is_size(const std::string &text) {
+  int64_t value;
+  return size_of(text, ONES, &value);
+}
+
+bool is_argument(const std::string &name, const std::vector<Piece> &scratch) {
+  return name == "null" || tensor_at(name) >= 0 || piece_of(scratch, name) || is_size(name);
+}
+
+bool are_conditions(const std::string &when) {
+  for (const std::string &word : words(when)) {
+    const size_t at = word.find_first_of("<>");
+    if (at == std::string::npos || (word[at] == '>' && word[at + 1] != '=')) return false;
+    if (!is_size(word.substr(0, at)) || !is_size(word.substr(at + (word[at] == '<' ? 1 : 2)))) return false;
+  }
+  return true;
+}
+
+bool read_launch(const lamamba_launch &given, const std::vector<Piece> &scratch, Launch *launch) {
+  if (!given.entry || !given.arguments || !given.grid || given.threads < 1 || given.shared_bytes < 0) return false;
+  launch->entry = given.entry;
+  launch->arguments = words(given.arguments);
+  launch->threads = given.threads;
+  launch->shared_bytes = given.shared_bytes;
+  const std::vector<std::string> grid = words(given.grid);
+  if (grid.size() != 3 || launch->arguments.size() > MOST_ARGUMENTS) return false;
+  for (size_t i = 0; i < 3; ++i) {
+    if (!is_size(grid[i])) return false;
+    launch->grid[i] = grid[i];
+  }
+  for (const std::string &name : launch->arguments)
+    if (!is_argument(name, scratch)) return false;
+  return true;
+}
+
+bool read_kernel(const lamamba_kernel &given, Kernel *kernel) {
+  if (!given.ptx || !given.launches || given.launch_count < 1 || given.launch_count > MOST_LAUNCHES) return false;
+  if (given.type < LAMAMBA_FLOAT32 || given.type > LAMAMBA_BFLOAT16 || given.rank < 1 || given.state < 1) return false;
+  kernel->capability = given.capability;
+  kernel->type = given.type;
+  kernel->rank = given.rank;
+  kernel->state = given.state;
+  kernel->when = given.when ? given.when : "";
+  kernel->scratch = given.scratch ? given.scratch : "";
+  kernel->ptx = given.ptx;
+  kernel->driver_version = driver_for(kernel->ptx);
+  std::vector<Piece> scratch;
+  int64_t bytes;
+  if (kernel->driver_version < 0 || !target_of(kernel->ptx, &kernel->here_only)) return false;
+  if (!are_conditions(kernel->when) || !lay_out(kernel->scratch, ONES, &scratch, &bytes)) return false;
+  kernel->launches.resize(size_t(given.launch_count));
+  for (size_t i = 0; i < kernel->launches.size(); ++i)
+    if (!read_launch(given.launches[i], scratch, &kernel->launches[i])) return false;
+  return true;
+}
+
+bool runs_on(const Kernel &kernel, int capability, int driver_version) {
+  const bool device = kernel.here_only ? kernel.capability == capability : kernel.capability <= capability;
+  return device && kernel.driver_version <= driver_version;
+}
+
+bool is_for(const Kernel &kernel, int type, int64_t rank, int64_t state) {
+  return kernel.type == type && kernel.rank == rank && kernel.state == state;
+}
+
+// Whether a device has an unconditional kernel.
+bool device_covers(int capability, int driver_version, int type, int64_t rank, int64_t state) {
+  const Lock lock;
+  for (const Kernel &kernel : kernels())
+    if (is_for(kernel, type, rank, state) && kernel.when.empty() && runs_on(kernel, capability, driver_version))
+      return true;
+  return false;
+}
+
+}  // namespace
+
+Lock::Lock() { pthread_mutex_lock(&mutex); }
+Lock::~Lock() { pthread_mutex_unlock(&mutex); }
+
+int tensor_at(const std::string &name) {
+  for (int i = 0; i < TENSORS; ++i)
+    if (name == NAMES[i]) return i;
+  return -1;
+}
+
+const Piece *piece_of(const std::vector<Piece> &pieces, const std::string &name) {
+  for (const Piece &piece : pieces)
+    if (piece.name == name) return &piece;
+  return nullptr;
+}
+
+const Kernel *choose_kernel(const lamamba_sizes &sizes, int type, int capability, int driver_version) {
+  const Kernel *best = nullptr;
+  const Lock lock;
+  for (const Kernel &kernel : kernels()) {
+    const bool better = !best || kernel.capability > best->capability;
+    if (better && is_for(kernel, type, sizes.rank, sizes.state) && runs_on(kernel, capability, driver_version) &&
+        holds(kernel.when, sizes))
+      best = &kernel;
+  }
+  return best;
+}
+
+bool covers(int type, int64_t rank, int64_t state) {
+  const Driver *driver = the_driver();
+  int devices, version;
+  if (!driver || driver->cuDriverGetVersion(&version)) return false;
+  if (driver->cuDeviceGetCount(&devices) || devices < 1) return false;
+  for (int i = 0; i < devices; ++i) {
+    int device;
+    if (driver->cuDeviceGet(&device, i)) return false;
+    if (!device_covers(capability_of(*driver, device), version, type, rank, state)) return false;
+  }
+  return true;
+}
+
+bool has_kernels(int type) {
+  const Lock lock;
+  for (const Kernel &kernel : kernels())
+    if (kernel.type == type) return true;
+  return false;
+}
+
+}  // namespace lamamba::cuda
+
+extern "C" __attribute__((visibility("default"))) int lamamba_add_kernel(const lamamba_kernel *given) try {
+  using namespace lamamba::cuda;
+  Kernel kernel;
+  if (!given || !read_kernel(*given, &kernel)) return -1;
+  const Lock lock;
+  kernels().push_back(std::move(kernel));
+  return 0;
+} catch (...) {  // no memory
+  return -1;
+}

@@ -1,0 +1,96 @@
+"""The library's kernels for CUDA devices: what `ptx/kernels.json` lists, given to the library. No torch, no CUDA.
+
+The file holds `{"kernels": [...]}`; a kernel has the members of `lamamba_kernel` and `lamamba_launch` in
+`compile/kernels/native/cuda_kernels.h`, its `ptx` being the name of a file beside it:
+
+    {"capability": 80, "type": "fp16", "rank": 20, "state": 1, "when": "", "scratch": "total=16*B*L*D",
+     "ptx": "forward_80_fp16_20_1.ptx", "launches": [{"entry": "forward", "arguments": "x proj dt_weight dt_bias a d
+     total y H W D null null", "grid": "D/32 B 4", "threads": 32, "shared_bytes": 0}]}
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lamamba import native
+from lamamba.errors import InputError
+
+INDEX = "kernels.json"
+TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}  # `lamamba_type`
+
+
+class Launch(ctypes.Structure):
+    """`lamamba_launch`."""
+
+    _fields_ = (
+        ("entry", ctypes.c_char_p),
+        ("arguments", ctypes.c_char_p),
+        ("grid", ctypes.c_char_p),
+        ("threads", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int),
+    )
+
+
+class Kernel(ctypes.Structure):
+    """`lamamba_kernel`."""
+
+    _fields_ = (
+        ("capability", ctypes.c_int),
+        ("type", ctypes.c_int),
+        ("rank", ctypes.c_int64),
+        ("state", ctypes.c_int64),
+        ("when", ctypes.c_char_p),
+        ("scratch", ctypes.c_char_p),
+        ("ptx", ctypes.c_char_p),
+        ("launch_count", ctypes.c_int),
+        ("launches", ctypes.POINTER(Launch)),
+    )
+
+
+@functools.cache
+def add_kernels(folder: Path | None = None) -> int:
+    """Give the library the kernels of a folder, those of the package by default; how many there are.
+
+    Raises:
+        InputError: a damaged index, a missing PTX file, or a kernel that the library does not take.
+    """
+    folder = folder or native.PATH.with_name("ptx")
+    index = folder / INDEX
+    if not index.is_file():
+        return 0
+    library = native.library()
+    if library is None:
+        raise InputError(f"no native library to give the kernels of {index} to; reinstall the package")
+    try:
+        kernels = json.loads(index.read_bytes())["kernels"]
+        for kernel in kernels:
+            if library.lamamba_add_kernel(ctypes.byref(_kernel(kernel, (folder / kernel["ptx"]).read_bytes()))):
+                raise InputError(f"{index} lists a kernel that the library does not take: {kernel!r:.300}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is damaged ({error!r:.200}); reinstall the package") from error
+    return len(kernels)
+
+
+def _kernel(facts: Mapping[str, Any], ptx: bytes) -> Kernel:
+    launches = [_launch(launch) for launch in facts["launches"]]
+    return Kernel(
+        capability=facts["capability"],
+        type=TYPES[facts["type"]],
+        rank=facts["rank"],
+        state=facts["state"],
+        when=facts["when"].encode(),
+        scratch=facts["scratch"].encode(),
+        ptx=ptx,
+        launch_count=len(launches),
+        launches=(Launch * len(launches))(*launches),
+    )
+
+
+def _launch(facts: Mapping[str, Any]) -> Launch:
+    entry, arguments, grid = (facts[key].encode() for key in ("entry", "arguments", "grid"))
+    return Launch(entry, arguments, grid, facts["threads"], facts["shared_bytes"])
