@@ -75,6 +75,13 @@ def _(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     return kernel.forward(qkv, bias, window, shift)
 
 
+@window_attention.register_kernel("cuda")
+def _(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
+    from lamamba.compile.kernels import window_attention_triton
+
+    return window_attention_triton.forward(qkv, bias, window, shift)
+
+
 @window_attention.register_fake
 def _(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))

@@ -17,7 +17,7 @@ MICRO16 = HERE / "golden" / "micro16"
 SHARED = HERE.parent.parent / "shared" / "golden"
 TINY_CLASSES = ("circle", "square", "star", "moon")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small graphs: threads would wait for one another
 logging.getLogger("torch").setLevel(logging.ERROR)  # capture's own chatter would bury a failure
 
 
