@@ -9,6 +9,8 @@ A program takes one head and a few windows: the bias of the head is read once, a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -70,7 +72,7 @@ def forward(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     y = qkv.new_empty((batch, height, width, channels))
     windows = batch * (height // window) * (width // window)
     each = max(1, min(MOST_WINDOWS, windows * heads // ENOUGH_PROGRAMS))
-    sizes = {"E": channels // heads, "w": window, "shift": shift, "WINDOWS": each}
+    sizes: dict[str, Any] = {"E": channels // heads, "w": window, "shift": shift, "WINDOWS": each}
     sizes |= {"TP": max(16, triton.next_power_of_2(window**2)), "EP": max(16, triton.next_power_of_2(sizes["E"]))}
     sizes |= {"PRECISION": "ieee", "num_warps": WARPS}
     with torch.cuda.device_of(qkv):
