@@ -20,12 +20,13 @@ static inline uint32_t bits_of(float f) {
   return bits;
 }
 
+// By masks, as loops with branches do not become vectors.
 static inline float from_float16(uint16_t h) {
   const uint32_t rest = uint32_t(h & 0x7FFF) << 13, sign = uint32_t(h & 0x8000) << 16;
-  if (rest >= 0x0F800000) return from_bits(sign | 0x7F800000 | rest);            // infinity and NaN
-  if (rest >= 0x00800000) return from_bits(sign | (rest + (112u << 23)));        // normal: 2^112 between the biases
-  const float subnormal = float(h & 0x03FF) * 0x1p-24f;
-  return sign ? -subnormal : subnormal;
+  const uint32_t small = 0u - uint32_t(rest < 0x00800000), special = 0u - uint32_t(rest >= 0x0F800000);
+  const uint32_t subnormal = bits_of(float(int(h & 0x03FF)) * 0x1p-24f);
+  const uint32_t normal = (rest + (112u << 23)) | (special & 0x7F800000);  // 2^112 between the biases
+  return from_bits(sign | (small & subnormal) | (~small & normal));
 }
 
 static inline uint16_t to_float16(float f) {
