@@ -3,9 +3,9 @@
 The file holds `{"kernels": [...]}`; a kernel has the members of `lamamba_kernel` and `lamamba_launch` in
 `compile/kernels/native/cuda_kernels.h`, its `ptx` being the name of a file beside it:
 
-    {"capability": 80, "type": "fp16", "rank": 20, "state": 1, "when": "", "scratch": "total=16*B*L*D",
-     "ptx": "forward_80_fp16_20_1.ptx", "launches": [{"entry": "forward", "arguments": "x proj dt_weight dt_bias a d
-     total y H W D null null", "grid": "D/32 B 4", "threads": 32, "shared_bytes": 0}]}
+    {"capability": 80, "type": "fp16", "rank_least": 17, "rank_most": 32, "state": 1, "when": "D%16 B*L*D<1000000",
+     "scratch": "total=16*B*L*D", "ptx": "few_80_fp16.ptx", "launches": [{"entry": "few", "arguments": "x proj dt_weight
+     dt_bias a d total y H W D R null null", "grid": "D/32 B 4", "threads": 32, "shared_bytes": 0}]}
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Kernel(ctypes.Structure):
     _fields_ = (
         ("capability", ctypes.c_int),
         ("type", ctypes.c_int),
-        ("rank", ctypes.c_int64),
+        ("rank_least", ctypes.c_int64),
+        ("rank_most", ctypes.c_int64),
         ("state", ctypes.c_int64),
         ("when", ctypes.c_char_p),
         ("scratch", ctypes.c_char_p),
@@ -81,7 +82,8 @@ def _kernel(facts: Mapping[str, Any], ptx: bytes) -> Kernel:
     return Kernel(
         capability=facts["capability"],
         type=TYPES[facts["type"]],
-        rank=facts["rank"],
+        rank_least=facts["rank_least"],
+        rank_most=facts["rank_most"],
         state=facts["state"],
         when=facts["when"].encode(),
         scratch=facts["scratch"].encode(),

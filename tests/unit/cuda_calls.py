@@ -7,8 +7,9 @@ called; that the PTX computes what it should needs a device.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 DRIVER_SOURCE = r"""
@@ -114,20 +115,28 @@ def text(array: str, index: int, length: int) -> str:
     return bytes(kept).split(b"\0")[0].decode()
 
 
-def ptx(target: str, version: str = "8.4") -> bytes:
-    return f"// made for a test\n.version {version}\n.target sm_{target}\n.address_size 64\n".encode()
+def ptx(target: str, version: str = "8.4", entries: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """PTX that holds what the library reads of it: version, target, and what each entry takes."""
+    text = f"// made for a test\n.version {version}\n.target sm_{target}\n.address_size 64\n"
+    for entry, arguments in entries:
+        kinds = [".u32" if re.fullmatch(rb"[BHWLDRN0-9/*]+", name) else ".u64 .ptr" for name in arguments.split()]
+        parameters = ",\n".join(f"\t.param {kind} {entry.decode()}_param_{i}" for i, kind in enumerate(kinds))
+        text += f".visible .entry {entry.decode()}(\n{parameters}\n)\n{{ ret; }}\n"
+    return text.encode()
 
 
 def launch(**changed: Any) -> dict[str, Any]:
     return {"entry": b"forward", "arguments": ALL, "grid": b"D/32 B 4", "threads": 128, "shared_bytes": 0} | changed
 
 
-def kernel(*launches: dict[str, Any], **changed: Any) -> int:
+def kernel(*launches: dict[str, Any], target: str = "80", version: str = "8.4", **changed: Any) -> int:
     from lamamba.native.cuda import Kernel, Launch
 
     made = (Launch * max(len(launches), 1))(*(Launch(**one) for one in launches))
-    facts = {"capability": 80, "type": FLOAT32, "rank": R, "state": N, "when": b"", "scratch": b"total=4*B*L*D"}
-    facts |= {"ptx": ptx("80"), "launch_count": len(launches), "launches": made}
+    facts = {"capability": 80, "type": FLOAT32, "rank_least": R, "rank_most": R, "state": N, "when": b""}
+    facts |= {"scratch": b"total=4*B*L*D", "launch_count": len(launches), "launches": made}
+    entries = [(one["entry"] or b"", one["arguments"]) for one in launches]
+    facts |= {"ptx": ptx(target, version, entries)}
     return int(library.lamamba_add_kernel(ctypes.byref(Kernel(**(facts | changed)))))
 
 
@@ -182,7 +191,8 @@ def chosen() -> str:
 def the_best_kernel_is_chosen() -> None:
     for target, version in (("75", "6.3"), ("80", "7.0"), ("90a", "8.0"), ("100a", "8.6"), ("89", "8.8")):
         capability = int(target.rstrip("a"))
-        assert kernel(launch(entry=b"for_" + target.encode()), capability=capability, ptx=ptx(target, version)) == 0
+        entry = b"for_" + target.encode()
+        assert kernel(launch(entry=entry), capability=capability, target=target, version=version) == 0
     assert kernel(launch(entry=b"again_80")) == 0
     for capability, name in ((75, "75"), (80, "80"), (86, "80"), (90, "90a"), (100, "100a"), (103, "80"), (120, "80")):
         device(capability)
@@ -198,12 +208,19 @@ def the_best_kernel_is_chosen() -> None:
 def conditions_hold() -> None:
     assert kernel(launch(entry=b"few"), when=b"B*D/32<6 L>=1") == 0
     assert kernel(launch(entry=b"small"), when=b"L<35") == 0
+    assert kernel(launch(entry=b"even"), when=b"D%16") == 0
+    assert kernel(launch(entry=b"tens"), when=b"B*D%20 L%6") == 0
     assert not covers()
     assert kernel(launch(entry=b"any")) == 0
     assert chosen() == "any"  # B ceil(D / 32) is 6, L is 35
     assert forward(batch=1) == ""
     assert text("entries", calls()[-1].entry, 64) == "few"
     assert covers()
+    assert not covers(rank=R + 1)
+    assert kernel(launch(entry=b"more"), rank_least=R + 1, rank_most=16) == 0
+    assert [covers(rank=rank) for rank in (R, R + 1, 16, 17)] == [True, True, True, False]
+    assert forward(rank=16) == ""
+    assert text("entries", calls()[-1].entry, 64) == "more"
 
 
 def every_device_must_be_covered() -> None:
@@ -243,17 +260,26 @@ def nonsense_is_refused() -> None:
     assert [kernel(launch(**one)) for one in wrong] == [-1] * len(wrong)
     kernels: list[dict[str, Any]] = [
         {"ptx": b""},
-        {"ptx": b".target sm_80"},
-        {"ptx": b".version 8.0"},
+        {"ptx": ptx("80")},
+        {"ptx": ptx("80", entries=[(b"forward", ALL + b" null")])},
+        {"ptx": ptx("80", entries=[(b"forward", ALL[:-5])])},
+        {"ptx": ptx("80", entries=[(b"forward", ALL.replace(b"null", b"B"))])},
+        {"ptx": ptx("80", entries=[(b"backward", ALL)])},
+        {"version": "none"},
+        {"target": "xx"},
         {"ptx": None},
         {"type": 3},
-        {"rank": 0},
+        {"rank_least": 0},
+        {"rank_most": R - 1},
         {"state": 0},
         {"scratch": b"total"},
         {"scratch": b"total=x"},
         {"when": b"B"},
         {"when": b"B>4"},
         {"when": b"B<"},
+        {"when": b"B<=4"},
+        {"when": b"B%0"},
+        {"when": b"B<4 L"},
         {"launch_count": 0},
         {"launch_count": 9},
         {"launches": None},
@@ -277,7 +303,7 @@ def modules_are_loaded_once_a_context() -> None:
     ctypes.c_void_p.in_dll(driver, "context").value = 1
     assert forward() == ""
     assert get("loads") == 2
-    assert text("images", 0, 256) == ptx("80").decode()
+    assert text("images", 0, 256) == ptx("80", entries=[(b"forward", ALL)]).decode()[:255]
 
 
 def errors_are_one_line() -> None:

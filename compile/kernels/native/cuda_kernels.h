@@ -15,18 +15,18 @@ extern "C" {
 typedef struct {
   const char *entry;      // name of the function in the PTX
   const char *arguments;  // in order, separated by spaces: x proj dt_weight dt_bias a d y, names of scratch, "null" for
-                          // a null pointer, or a size, which is passed as int32
+                          // a null pointer, or a size, which is passed as int32; as many as the function in the PTX has
   const char *grid;       // three sizes separated by spaces
   int threads;            // of a block
   int shared_bytes;       // dynamic shared memory of a block
 } lamamba_launch;
 
-// What computes calls of one type, R and N on devices of one kind: launches that run one after another.
+// What computes calls of one type and N on devices of one kind: launches that run one after another.
 typedef struct {
   int capability;  // 80: what was compiled for 8.0, which runs there and later, or there only if its target ends in "a"
   int type;        // lamamba_type of x, proj and y
-  int64_t rank, state;
-  const char *when;     // conditions separated by spaces, "B*D/32<512" or "L>=17"; empty: always
+  int64_t rank_least, rank_most, state;  // R from rank_least to rank_most
+  const char *when;     // conditions separated by spaces, as "B*D/32<512 L>=17 D%16" (divisible); empty: always
   const char *scratch;  // names and bytes separated by spaces, "total=16*B*L*D"; may be empty
   const char *ptx;
   int launch_count;

@@ -49,14 +49,18 @@ const char *product(const char *text, const lamamba_sizes &sizes, int64_t *value
   }
 }
 
-bool condition_holds(const std::string &text, const lamamba_sizes &sizes) {
+bool condition_holds(const char *text, const lamamba_sizes &sizes, bool *holds) {
   int64_t left, right;
-  const char *end = product(text.c_str(), sizes, &left);
-  if (!end || (*end != '<' && *end != '>')) return false;
-  const bool less = *end == '<';
-  if (!less && end[1] != '=') return false;
-  end = number(end + (less ? 1 : 2), &right);
-  return end && !*end && (less ? left < right : left >= right);
+  const char *sign = product(text, sizes, &left);
+  if (!sign || !*sign) return false;
+  const bool least = sign[0] == '>' && sign[1] == '=';
+  const char *end = number(sign + (least ? 2 : 1), &right);
+  if (!end || *end) return false;
+  if (least) *holds = left >= right;
+  else if (*sign == '<') *holds = left < right;
+  else if (*sign == '%' && right > 0) *holds = left % right == 0;
+  else return false;
+  return true;
 }
 
 }  // namespace
@@ -66,9 +70,13 @@ bool size_of(const std::string &text, const lamamba_sizes &sizes, int64_t *size)
   return end && !*end;
 }
 
-bool holds(const std::string &when, const lamamba_sizes &sizes) {
-  for (const std::string &condition : words(when))
-    if (!condition_holds(condition, sizes)) return false;
+bool hold(const std::string &when, const lamamba_sizes &sizes, bool *all) {
+  *all = true;
+  for (const std::string &condition : words(when)) {
+    bool holds;
+    if (!condition_holds(condition.c_str(), sizes, &holds)) return false;
+    *all = *all && holds;
+  }
   return true;
 }
 

@@ -11,8 +11,8 @@ namespace lamamba::cuda {
 // The number that a size written as in cuda_kernels.h has in a call; false if it is not written so, or too large.
 bool size_of(const std::string &text, const lamamba_sizes &sizes, int64_t *size);
 
-// Whether conditions written as in cuda_kernels.h hold in a call; false also if they are not written so.
-bool holds(const std::string &when, const lamamba_sizes &sizes);
+// Whether conditions written as in cuda_kernels.h all hold in a call; false if they are not written so.
+bool hold(const std::string &when, const lamamba_sizes &sizes, bool *all);
 
 std::vector<std::string> words(const std::string &text);
 

@@ -34,9 +34,9 @@ int driver_for(const std::string &ptx) {
 bool target_of(const std::string &ptx, bool *here_only) {
   const size_t at = ptx.find(".target sm_");
   if (at == std::string::npos) return false;
-  const size_t end = ptx.find_first_not_of("0123456789", at + strlen(".target sm_"));
+  const size_t number = at + strlen(".target sm_"), end = ptx.find_first_not_of("0123456789", number);
   *here_only = end != std::string::npos && (ptx[end] == 'a' || ptx[end] == 'f');
-  return true;
+  return end != number;
 }
 
 bool is_size(const std::string &text) {
@@ -48,13 +48,20 @@ bool is_argument(const std::string &name, const std::vector<Piece> &scratch) {
   return name == "null" || tensor_at(name) >= 0 || piece_of(scratch, name) || is_size(name);
 }
 
-bool are_conditions(const std::string &when) {
-  for (const std::string &word : words(when)) {
-    const size_t at = word.find_first_of("<>");
-    if (at == std::string::npos || (word[at] == '>' && word[at + 1] != '=')) return false;
-    if (!is_size(word.substr(0, at)) || !is_size(word.substr(at + (word[at] == '<' ? 1 : 2)))) return false;
+// Whether PTX has the launch's function, and that takes these arguments: 64 bits for an address, 32 for a size.
+bool fits(const std::string &ptx, const Launch &launch, const std::vector<Piece> &scratch) {
+  size_t at = ptx.find(".entry " + launch.entry + "(");
+  if (at == std::string::npos) return false;
+  const size_t end = ptx.find(')', at);
+  for (const std::string &name : launch.arguments) {
+    at = ptx.find(".param ", at + 1);
+    if (at == std::string::npos || at > end) return false;
+    const std::string wide = ptx.substr(at + strlen(".param ."), 3);
+    const bool address = name == "null" || tensor_at(name) >= 0 || piece_of(scratch, name);
+    if (wide.substr(1) != (address ? "64" : "32")) return false;
   }
-  return true;
+  const size_t more = ptx.find(".param ", at + 1);
+  return end != std::string::npos && (more == std::string::npos || more > end);
 }
 
 bool read_launch(const lamamba_launch &given, const std::vector<Piece> &scratch, Launch *launch) {
@@ -76,10 +83,12 @@ bool read_launch(const lamamba_launch &given, const std::vector<Piece> &scratch,
 
 bool read_kernel(const lamamba_kernel &given, Kernel *kernel) {
   if (!given.ptx || !given.launches || given.launch_count < 1 || given.launch_count > MOST_LAUNCHES) return false;
-  if (given.type < LAMAMBA_FLOAT32 || given.type > LAMAMBA_BFLOAT16 || given.rank < 1 || given.state < 1) return false;
+  if (given.type < LAMAMBA_FLOAT32 || given.type > LAMAMBA_BFLOAT16 || given.state < 1) return false;
+  if (given.rank_least < 1 || given.rank_most < given.rank_least) return false;
   kernel->capability = given.capability;
   kernel->type = given.type;
-  kernel->rank = given.rank;
+  kernel->rank_least = given.rank_least;
+  kernel->rank_most = given.rank_most;
   kernel->state = given.state;
   kernel->when = given.when ? given.when : "";
   kernel->scratch = given.scratch ? given.scratch : "";
@@ -87,11 +96,14 @@ bool read_kernel(const lamamba_kernel &given, Kernel *kernel) {
   kernel->driver_version = driver_for(kernel->ptx);
   std::vector<Piece> scratch;
   int64_t bytes;
+  bool all;
   if (kernel->driver_version < 0 || !target_of(kernel->ptx, &kernel->here_only)) return false;
-  if (!are_conditions(kernel->when) || !lay_out(kernel->scratch, ONES, &scratch, &bytes)) return false;
+  if (!hold(kernel->when, ONES, &all) || !lay_out(kernel->scratch, ONES, &scratch, &bytes)) return false;
   kernel->launches.resize(size_t(given.launch_count));
   for (size_t i = 0; i < kernel->launches.size(); ++i)
-    if (!read_launch(given.launches[i], scratch, &kernel->launches[i])) return false;
+    if (!read_launch(given.launches[i], scratch, &kernel->launches[i]) ||
+        !fits(kernel->ptx, kernel->launches[i], scratch))
+      return false;
   return true;
 }
 
@@ -101,7 +113,7 @@ bool runs_on(const Kernel &kernel, int capability, int driver_version) {
 }
 
 bool is_for(const Kernel &kernel, int type, int64_t rank, int64_t state) {
-  return kernel.type == type && kernel.rank == rank && kernel.state == state;
+  return kernel.type == type && kernel.rank_least <= rank && rank <= kernel.rank_most && kernel.state == state;
 }
 
 // Whether a device has an unconditional kernel.
@@ -132,11 +144,12 @@ const Piece *piece_of(const std::vector<Piece> &pieces, const std::string &name)
 
 const Kernel *choose_kernel(const lamamba_sizes &sizes, int type, int capability, int driver_version) {
   const Kernel *best = nullptr;
+  bool all;
   const Lock lock;
   for (const Kernel &kernel : kernels()) {
     const bool better = !best || kernel.capability > best->capability;
     if (better && is_for(kernel, type, sizes.rank, sizes.state) && runs_on(kernel, capability, driver_version) &&
-        holds(kernel.when, sizes))
+        hold(kernel.when, sizes, &all) && all)
       best = &kernel;
   }
   return best;

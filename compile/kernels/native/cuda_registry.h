@@ -18,7 +18,7 @@ struct Launch {
 
 struct Kernel {
   int capability, type;
-  int64_t rank, state;
+  int64_t rank_least, rank_most, state;
   std::string when, scratch, ptx;
   bool here_only;      // for devices of this capability, not for later ones
   int driver_version;  // from which on drivers read such PTX
