@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,6 +333,23 @@ def test_refused_by_onnxruntime(
     assert len(warned) == 1
     with pytest.raises(InputError, match="not today"):
         open_engine(tiny_bundle, provider="cpu", native="on").session(False)
+
+
+@built
+def test_a_session_on_the_cpu_does_not_mind_kernels_for_cuda() -> None:
+    code = """
+import numpy as np
+from tests.parity import test_native_ort as t
+from tests.unit import cuda_calls, test_onnx_scan
+cuda_calls.library = t.native.library()
+for kind in (0, 1):
+    assert cuda_calls.kernel(cuda_calls.launch(), type=kind) == 0
+arrays = test_onnx_scan.inputs((6, 5, 8, 3, 1), 2)
+assert test_onnx_scan.error(t.run_native(arrays), test_onnx_scan.expected(**arrays)) < 1e-5
+assert t.ort_native.calls() == 1
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert run.returncode == 0, run.stderr
 
 
 @built

@@ -267,6 +267,7 @@ def nonsense_is_refused() -> None:
         {"ptx": ptx("80", entries=[(b"backward", ALL)])},
         {"version": "none"},
         {"target": "xx"},
+        {"target": "90"},
         {"ptx": None},
         {"type": 3},
         {"rank_least": 0},

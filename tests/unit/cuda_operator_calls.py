@@ -48,7 +48,7 @@ class Runtime:
         self.kept: list[Any] = []
         self.operators: list[int] = []
         self.shapes = dict(SHAPES)
-        self.status = ""
+        self.status, self.stream = "", STREAM
         self.log: list[tuple[Any, ...]] = []
         size, ints = ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_int64)
         out = ctypes.POINTER(POINTER)
@@ -60,12 +60,13 @@ class Runtime:
         self.add(61, self.count, POINTER, size)
         self.add(62, self.dimensions, POINTER, ints, ctypes.c_size_t)
         self.add(65, lambda value, to: self.give(to, value), POINTER, out)
+        self.add(75, self.allocate, POINTER, ctypes.c_size_t, out)
         self.add(76, lambda allocator, memory: self.log.append(("free", allocator, memory)), POINTER, POINTER)
         self.add(90, lambda context, index, to: self.give(to, index + 1), POINTER, ctypes.c_size_t, out)
         self.add(91, self.output, POINTER, ctypes.c_size_t, ints, ctypes.c_size_t, out)
         self.add(99, lambda info: None, POINTER)
         self.add(132, lambda allocator: self.log.append(("release", allocator)), POINTER)
-        self.add(193, lambda context, to: self.give(to, STREAM), POINTER, out)
+        self.add(193, lambda context, to: self.give(to, self.stream), POINTER, out)
         self.add(194, lambda value, to: self.give(to, 0xF0 + value), POINTER, out)
         self.add(253, lambda context, info, to: self.give(to, 0xA0), POINTER, POINTER, out)
         self.add(277, self.scratch, POINTER, POINTER, ctypes.c_size_t, out)
@@ -102,12 +103,17 @@ class Runtime:
         self.log.append(("scratch", info, count, calls.get("launches")))
         to[0] = SCRATCH
 
+    def allocate(self, allocator: int, count: int, to: Any) -> None:
+        self.log.append(("allocate", allocator, count))
+        to[0] = SCRATCH
+
     def register(self) -> list[Operator]:
-        """What the library adds when it is registered."""
+        """The scans that the library adds when it is registered."""
         self.operators.clear()
         calls.library.RegisterCustomOps.restype = POINTER
         assert not calls.library.RegisterCustomOps(POINTER(0xB0), self.base)
-        return [Operator.from_address(address) for address in self.operators]
+        added = [Operator.from_address(address) for address in self.operators]
+        return [op for op in added if op.GetName(ctypes.addressof(op)) == b"CrossScan"]
 
     def compute(self, operator: Operator) -> str:
         """The error of a call, or an empty text."""
@@ -121,7 +127,6 @@ def kinds(operators: list[Operator]) -> list[tuple[str, int, int]]:
     found = []
     for op in operators:
         own = ctypes.addressof(op)
-        assert op.GetName(own) == b"CrossScan"
         types = [op.GetInputType(own, i) for i in range(op.GetInputTypeCount(own))]
         assert types[:2] == [op.GetOutputType(own, 0)] * 2
         assert types[2:] == [1] * 4
@@ -164,7 +169,11 @@ def the_stream_and_the_arena_are_used() -> None:
         took = ("scratch", 0xF1, 19712, times - 1)
         assert runtime.log == [("output", 0, B, H, W, D), took, ("free", 0xA0, SCRATCH), ("release", 0xA0)]
         runtime.log.clear()
-    assert calls.library.lamamba_calls() == 2
+    runtime.stream = 0
+    assert runtime.compute(operator) == ""
+    assert runtime.log[1:3] == [("allocate", 0xA0, 19712), ("free", 0xA0, SCRATCH)]
+    assert calls.calls()[-1].stream is None
+    assert calls.library.lamamba_calls() == 3
 
 
 def without_scratch_none_is_taken() -> None:

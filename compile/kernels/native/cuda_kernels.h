@@ -23,7 +23,7 @@ typedef struct {
 
 // What computes calls of one type and N on devices of one kind: launches that run one after another.
 typedef struct {
-  int capability;  // 80: what was compiled for 8.0, which runs there and later, or there only if its target ends in "a"
+  int capability;  // 80: PTX for sm_80, which runs on 8.0 and later; PTX for sm_90a or sm_100f runs there only
   int type;        // lamamba_type of x, proj and y
   int64_t rank_least, rank_most, state;  // R from rank_least to rank_most
   const char *when;     // conditions separated by spaces, as "B*D/32<512 L>=17 D%16" (divisible); empty: always
@@ -34,7 +34,8 @@ typedef struct {
 } lamamba_kernel;
 
 // Adds a kernel; everything is copied. Of several that could compute a call, the one for the latest capability is
-// taken, and of those the one added first. Returns 0, or -1 for a description that does not make sense.
+// taken, and of those the one added first; `lamamba_covers` counts only those without conditions, so add one of these
+// last. Returns 0, or -1 for a description that does not make sense.
 int lamamba_add_kernel(const lamamba_kernel *kernel);
 
 // Bytes of device memory that a call in the current context needs beside its tensors, or -1 if no kernel computes it.

@@ -30,13 +30,14 @@ int driver_for(const std::string &ptx) {
   return 1000 * (major + 4) + 10 * minor;
 }
 
-// Whether PTX names a target, and whether that target is one kind of device alone, as in ".target sm_90a".
-bool target_of(const std::string &ptx, bool *here_only) {
+// Whether PTX is for devices of this capability: for those alone, as ".target sm_90a" says, or for later ones too.
+bool is_made_for(int capability, const std::string &ptx, bool *here_only) {
+  int target = 0;
+  char letter = 0;
   const size_t at = ptx.find(".target sm_");
-  if (at == std::string::npos) return false;
-  const size_t number = at + strlen(".target sm_"), end = ptx.find_first_not_of("0123456789", number);
-  *here_only = end != std::string::npos && (ptx[end] == 'a' || ptx[end] == 'f');
-  return end != number;
+  if (at == std::string::npos || sscanf(ptx.c_str() + at, ".target sm_%d%c", &target, &letter) < 1) return false;
+  *here_only = letter == 'a' || letter == 'f';
+  return target == capability;
 }
 
 bool is_size(const std::string &text) {
@@ -97,7 +98,7 @@ bool read_kernel(const lamamba_kernel &given, Kernel *kernel) {
   std::vector<Piece> scratch;
   int64_t bytes;
   bool all;
-  if (kernel->driver_version < 0 || !target_of(kernel->ptx, &kernel->here_only)) return false;
+  if (kernel->driver_version < 0 || !is_made_for(given.capability, kernel->ptx, &kernel->here_only)) return false;
   if (!hold(kernel->when, ONES, &all) || !lay_out(kernel->scratch, ONES, &scratch, &bytes)) return false;
   kernel->launches.resize(size_t(given.launch_count));
   for (size_t i = 0; i < kernel->launches.size(); ++i)
