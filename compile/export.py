@@ -18,7 +18,7 @@ from lamamba.compile.capture import capture
 from lamamba.compile.onnx_scan import body_for, one_node_model
 from lamamba.compile.ops import OPS, cross_scan
 from lamamba.compile.prove import Prover, Scan
-from lamamba.compile.to_onnx import OPSET, describe, scan_variants, to_onnx
+from lamamba.compile.to_onnx import OPSET, attention_variants, describe, scan_variants, to_onnx
 from lamamba.errors import InputError
 from lamamba.files import atomic_folder
 from lamamba.precision import DTYPES, FLOAT32_ISLANDS, in_precision
@@ -85,7 +85,7 @@ def export_ort(checkpoint: Checkpoint, out: Path, precision: Precision, report: 
             model = to_onnx(captured, folder / WEIGHTS_FILE, body_for(checkpoint.config.d_state))
             (folder / file).write_bytes(model.SerializeToString())
             graphs["guided" if guided else "unguided"] = {"file": file, **describe(model)}
-            ops = scan_variants(checkpoint.config, precision.compute)
+            ops = scan_variants(checkpoint.config, precision.compute) + attention_variants(model, precision.compute)
         report("comparing with the reference")
         prover = Prover(rounded)
         rungs = prover.prove(OrtEngine(folder, "cpu", None, {}), run_scan, precision.compute)

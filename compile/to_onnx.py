@@ -223,3 +223,9 @@ def scan_variants(config: ModelConfig, compute: str) -> list[dict[str, Any]]:
         {"op": f"{DOMAIN}::CrossScan", "d_state": config.d_state, "dt_rank": config.dt_rank(width), "dtype": compute}
         for width in sorted(set(config.widths))
     ]
+
+
+def attention_variants(model: onnx.ModelProto, compute: str) -> list[dict[str, Any]]:
+    """The same of the window attentions that a graph really has."""
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    return [{"op": f"{DOMAIN}::{name}", "dtype": compute} for name in ATTRIBUTES if name in used]

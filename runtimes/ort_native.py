@@ -1,4 +1,4 @@
-"""The native library as an operator of ONNX Runtime: whether it computes a bundle's scans, and why not."""
+"""The native library as operators of ONNX Runtime: whether it computes a bundle's scans and attentions, and why not."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from lamamba.native import cuda
 
 CHOICES = ("auto", "on", "off")
 SCAN = "lamamba.ai::CrossScan"
+ATTENTIONS = ("lamamba.ai::WindowAttention", "lamamba.ai::ShiftedWindowAttention")
 CUDA = "CUDAExecutionProvider"
 
 
 def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str = "auto") -> Path | None:
-    """The library to register with a session, or None: then the functions in the graph compute the scans.
+    """The library to register with a session, or None: then the functions in the graph compute.
 
     A registered kernel is taken for every node of its name, so it must cover all variants.
 
@@ -59,8 +60,8 @@ def calls() -> int:
 def warn(reason: str) -> None:
     """Say that the functions in the graph compute, and why."""
     warnings.warn(
-        f"the native library {native.PATH.name} is not used by onnxruntime ({reason}); the graph's own scan, which is "
-        "slower, takes its place. Reinstall lamamba, or choose native 'off'.",
+        f"the native library {native.PATH.name} is not used by onnxruntime ({reason}); the graph's own functions, "
+        "which are slower, take its place. Reinstall lamamba, or choose native 'off'.",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -72,16 +73,27 @@ def _uncovered(ops: Sequence[Mapping[str, Any]], provider: str) -> str:
     if library is None or not hasattr(library, "lamamba_covers"):
         return "it was built without operators for onnxruntime"
     library.lamamba_covers.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    library.lamamba_covers_attention.argtypes = [ctypes.c_char_p, ctypes.c_int]
     if not ops:
         return "the bundle names no operators that it could compute"
     if provider == CUDA and (reason := _without_kernels()):
         return reason
     for op in ops:
-        sizes = [op.get(key) for key in ("dt_rank", "d_state")]
-        known = op.get("op") == SCAN and op.get("dtype") in cuda.TYPES and all(type(size) is int for size in sizes)
-        if not known or not library.lamamba_covers(provider.encode(), cuda.TYPES[str(op["dtype"])], *sizes):
+        if not _covers(library, op, provider):
             return f"on the {provider} it does not compute {dict(op)!r:.200}"
     return ""
+
+
+def _covers(library: ctypes.CDLL, op: Mapping[str, Any], provider: str) -> bool:
+    kind = cuda.TYPES.get(str(op.get("dtype")))
+    if kind is None:
+        return False
+    if op.get("op") in ATTENTIONS:
+        return bool(library.lamamba_covers_attention(provider.encode(), kind))
+    sizes = [op.get(key) for key in ("dt_rank", "d_state")]
+    if op.get("op") != SCAN or not all(type(size) is int for size in sizes):
+        return False
+    return bool(library.lamamba_covers(provider.encode(), kind, *sizes))
 
 
 def _without_kernels() -> str:

@@ -23,7 +23,7 @@ from lamamba.bundled import default_bundle
 from lamamba.checkpoint import Checkpoint
 from lamamba.compile.bundle import Precision
 from lamamba.compile.export import export_ort, run_scan
-from lamamba.compile.onnx_scan import one_node_model
+from lamamba.compile.onnx_scan import DOMAIN, one_node_model
 from lamamba.compile.prove import ParityError, Prover
 from lamamba.errors import InputError
 from lamamba.runtimes import ort_native
@@ -40,9 +40,9 @@ compiler = pytest.mark.skipif(not COMPILER, reason="no C compiler to build a lib
 CPU = PROVIDERS["cpu"]
 
 
-def scans(bundle: Bundle, file: str = "step.onnx") -> int:
+def scans_and_attentions(bundle: Bundle, file: str = "step.onnx") -> int:
     nodes = onnx.load(bundle.path / file, load_external_data=False).graph.node
-    return sum(node.op_type == "CrossScan" for node in nodes)
+    return sum(node.domain == DOMAIN for node in nodes)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,8 @@ def test_both_paths_agree_on_one_bundle(bundle: Bundle, guided: bool, batch: int
         before = ort_native.calls()
         found[choice] = probe_step(open_engine(bundle, provider="cpu", native=choice), drawn, table, guided)
         ran = ort_native.calls() - before
-        assert ran == (0 if choice == "off" else 9 * scans(bundle, "step_guided.onnx" if guided else "step.onnx"))
+        nodes = scans_and_attentions(bundle, "step_guided.onnx" if guided else "step.onnx")
+        assert ran == (0 if choice == "off" else 9 * nodes)
     bound = TOLERANCES[str(bundle.manifest["precision"]["compute"])].step
     for quantity in ("eps", "v", "x_next"):
         assert 0 < relative_error(found["on"][quantity], found["off"][quantity]) <= bound, quantity
@@ -89,8 +90,10 @@ def test_both_paths_agree_on_one_bundle(bundle: Bundle, guided: bool, batch: int
 
 @built
 def test_both_paths_make_the_same_pictures(bundle: Bundle) -> None:
+    """On the trajectory that the tolerances are for: 20 steps that draw no noise."""
     pictures = {
-        choice: runtimes.load(bundle, native=choice).sample([0, 1, 2], seed=4, steps=6) for choice in ("off", "on")
+        choice: runtimes.load(bundle, native=choice).sample([0, 1, 2], seed=4, steps=20, sampler="ddim")
+        for choice in ("off", "on")
     }
     steps = np.abs(pictures["on"].astype(int) - pictures["off"])
     if bundle.manifest["precision"]["compute"] == "fp32":
@@ -219,9 +222,13 @@ def test_what_is_covered() -> None:
         assert library.lamamba_covers(CPU.encode(), kind, rank, state) == covered, (kind, rank, state)
     assert not library.lamamba_covers(b"QNNExecutionProvider", 0, 3, 1)
     assert not library.lamamba_covers(None, 0, 3, 1)
+    for provider, kind, covered in [(CPU, 0, 1), (CPU, 1, 1), (CPU, 2, 0), ("QNNExecutionProvider", 0, 0)]:
+        assert library.lamamba_covers_attention(provider.encode(), kind) == covered, (provider, kind)
+    assert not library.lamamba_covers_attention(None, 0)
 
 
 KNOWN = {"op": "lamamba.ai::CrossScan", "d_state": 1, "dt_rank": 3, "dtype": "fp32"}
+ATTENTION = {"op": "lamamba.ai::ShiftedWindowAttention", "dtype": "fp32"}
 
 
 @built
@@ -231,14 +238,15 @@ KNOWN = {"op": "lamamba.ai::CrossScan", "d_state": 1, "dt_rank": 3, "dtype": "fp
         [],
         [KNOWN, KNOWN | {"dtype": "bf16"}],
         [KNOWN, KNOWN | {"dtype": "int8"}],
-        [KNOWN, KNOWN | {"op": "lamamba.ai::WindowAttention"}],
+        [KNOWN, KNOWN | {"op": "lamamba.ai::Other"}],
+        [KNOWN, ATTENTION | {"dtype": "bf16"}],
         [KNOWN | {"d_state": "1"}],
         [{"op": "lamamba.ai::CrossScan"}],
     ],
     ids=str,
 )
 def test_one_variant_that_is_not_covered_leaves_all_to_the_graph(ops: list[dict[str, Any]]) -> None:
-    assert ort_native.choose_library([KNOWN], CPU) == native.PATH
+    assert ort_native.choose_library([KNOWN, ATTENTION], CPU) == native.PATH
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ort_native.choose_library(ops, CPU) is None
@@ -306,6 +314,7 @@ def test_of_another_interface(tiny_bundle: Bundle, library_at: Callable[[Path], 
 REFUSED = """
 int lamamba_abi(void) { return %d; }
 int lamamba_covers(const char *provider, int type, long rank, long state) { return 1; }
+int lamamba_covers_attention(const char *provider, int type) { return 1; }
 long lamamba_calls(void) { return 0; }
 int lamamba_cross_scan_forward(void) { return -1; }
 int lamamba_cross_scan_backward(void) { return -1; }

@@ -2,12 +2,14 @@
 #include "ort.h"
 
 #include "cuda_registry.h"
+#include "ort_attention.h"
 #include "ort_operator.h"
 
 #include <pthread.h>
 #include <string.h>
 
 #include <atomic>
+#include <initializer_list>
 
 using namespace lamamba;
 using namespace lamamba::ort;
@@ -23,6 +25,7 @@ struct Made {
   int on_cuda;  // a bit for each of TYPES that had kernels for CUDA then
   Domain *domain;
   Operator operators[4];
+  AttentionOperator attentions[8];
 };
 
 std::atomic<int64_t> calls{0};
@@ -35,8 +38,20 @@ Status *add(Made *made, Operator *op, int type, void (*describe_provider)(Operat
   return made->api->CustomOpDomain_Add(made->domain, op);
 }
 
+// Not beside kernels for CUDA: ONNX Runtime would take tensors off the device rather than run the graph's function.
+Status *add_attentions(Made *made) {
+  AttentionOperator *op = made->attentions;
+  for (bool shifted : {false, true})
+    for (int type : TYPES)
+      for (int bias_type : TYPES) {
+        describe_attention(op, made->api, type, bias_type, shifted);
+        if (Status *status = made->api->CustomOpDomain_Add(made->domain, op++)) return status;
+      }
+  return nullptr;
+}
+
 Status *make(const Api *api, int on_cuda, Made *into) {
-  *into = {api, on_cuda, nullptr, {}};
+  *into = {api, on_cuda, nullptr, {}, {}};
   if (Status *status = api->CreateCustomOpDomain("lamamba.ai", &into->domain)) return status;
   Operator *op = into->operators;
   for (int type : TYPES) {
@@ -44,7 +59,7 @@ Status *make(const Api *api, int on_cuda, Made *into) {
     if (on_cuda >> type & 1)
       if (Status *status = add(into, op++, type, describe_cuda)) return status;
   }
-  return nullptr;
+  return on_cuda ? nullptr : add_attentions(into);
 }
 
 Status *find_or_make(const Api *api, const Made **found) {
@@ -61,7 +76,7 @@ Status *find_or_make(const Api *api, const Made **found) {
       return nullptr;
     }
   }
-  return failure(*api, FAIL, "CrossScan: registered with too many copies of ONNX Runtime in this process");
+  return failure(*api, FAIL, "lamamba.ai: registered with too many copies of ONNX Runtime in this process");
 }
 
 }  // namespace
@@ -73,7 +88,7 @@ void lamamba::ort::count_call() { calls.fetch_add(1, std::memory_order_relaxed);
 EXPORT Status *RegisterCustomOps(Options *options, const ApiBase *base) {
   const Api *api = base->GetApi(API_VERSION);
   if (!api)
-    return failure(*base->GetApi(1), NOT_IMPLEMENTED, "CrossScan: this is ONNX Runtime %s; expected 1.%u or later",
+    return failure(*base->GetApi(1), NOT_IMPLEMENTED, "lamamba.ai: this is ONNX Runtime %s; expected 1.%u or later",
                    base->GetVersionString(), API_VERSION);
   const Made *found = nullptr;
   pthread_mutex_lock(&lock);
@@ -86,6 +101,11 @@ EXPORT int lamamba_covers(const char *provider, int type, int64_t rank, int64_t 
   if (!provider || rank < 1 || state < 1 || (type != LAMAMBA_FLOAT32 && type != LAMAMBA_FLOAT16)) return 0;
   if (strcmp(provider, "CUDAExecutionProvider") == 0) return cuda::covers(type, rank, state);
   return strcmp(provider, "CPUExecutionProvider") == 0;
+}
+
+EXPORT int lamamba_covers_attention(const char *provider, int type) {
+  if (!provider || (type != LAMAMBA_FLOAT32 && type != LAMAMBA_FLOAT16)) return 0;
+  return strcmp(provider, "CUDAExecutionProvider") == 0 || strcmp(provider, "CPUExecutionProvider") == 0;
 }
 
 EXPORT int64_t lamamba_calls(void) { return calls.load(std::memory_order_relaxed); }

@@ -1,5 +1,6 @@
 // What the library offers to programs with ONNX Runtime, beside `RegisterCustomOps`, by which
-// OrtApi::RegisterCustomOpsLibrary_V2 and its likes find the operator lamamba.ai::CrossScan.
+// OrtApi::RegisterCustomOpsLibrary_V2 and its likes find the operators lamamba.ai::CrossScan, ::WindowAttention and
+// ::ShiftedWindowAttention.
 #pragma once
 
 #include "cross_scan.h"
@@ -11,6 +12,10 @@ extern "C" {
 // Whether a registered operator computes nodes of this kind: an execution provider as ONNX Runtime names it, a
 // `lamamba_type`, R and N. Where it does not, leave the library unregistered: the graph's own function then computes.
 int lamamba_covers(const char *provider, int type, int64_t rank, int64_t state);
+
+// The same of WindowAttention and ShiftedWindowAttention with qkv of this type. On CUDA they are left to the graph's
+// functions: once the library has kernels for CUDA, it registers none of these operators, on any provider.
+int lamamba_covers_attention(const char *provider, int type);
 
 // How many nodes the operators have computed in this process.
 int64_t lamamba_calls(void);

@@ -49,6 +49,9 @@ struct Api {
   Status *GetTensorMutableData(Value *value, void **out) const {
     return at<Status *(Value *, void **)>(51)(value, out);
   }
+  Status *SetDimensions(TensorInfo *info, const int64_t *sizes, size_t count) const {
+    return at<Status *(TensorInfo *, const int64_t *, size_t)>(59)(info, sizes, count);
+  }
   Status *GetDimensionsCount(const TensorInfo *info, size_t *out) const {
     return at<Status *(const TensorInfo *, size_t *)>(61)(info, out);
   }
@@ -63,6 +66,9 @@ struct Api {
   }
   Status *AllocatorFree(Allocator *allocator, void *memory) const {
     return at<Status *(Allocator *, void *)>(76)(allocator, memory);
+  }
+  Status *KernelInfoGetAttribute_int64(const Info *info, const char *name, int64_t *out) const {
+    return at<Status *(const Info *, const char *, int64_t *)>(86)(info, name, out);
   }
   Status *KernelContext_GetInput(const Context *context, size_t index, const Value **out) const {
     return at<Status *(const Context *, size_t, const Value **)>(90)(context, index, out);

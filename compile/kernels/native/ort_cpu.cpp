@@ -4,31 +4,10 @@
 namespace lamamba::ort {
 namespace {
 
-struct Session {
-  const Api &api;
-  Context *context;
-  Status *status;  // the first error of its threads
-};
-
-void run_on_session(void *host, int64_t count, lamamba_task task, void *context) {
-  struct Loop {
-    lamamba_task task;
-    void *context;
-  } loop = {task, context};
-  Session &session = *static_cast<Session *>(host);
-  const auto step = [](void *argument, size_t index) {
-    const Loop &loop = *static_cast<Loop *>(argument);
-    loop.task(loop.context, int64_t(index));
-  };
-  Status *status = session.api.KernelContext_ParallelFor(session.context, step, size_t(count), 0, &loop);
-  if (session.status && status) session.api.ReleaseStatus(status);
-  else if (status) session.status = status;
-}
-
 Status *compute(void *kernel, Context *context) {
   const Operator &op = *static_cast<Operator *>(static_cast<CustomOp *>(kernel));
   Tensors t;
-  if (Status *status = take_tensors(*op.api, context, &t)) return status;
+  if (Status *status = take_tensors(op, context, &t)) return status;
   const auto parameter = [&](Input input) { return static_cast<const float *>(t.inputs[input]); };
   Session session = {*op.api, context, nullptr};
   const int code = lamamba_cross_scan_forward(&t.sizes, op.type, t.inputs[X], t.inputs[PROJ], parameter(DT_WEIGHT),

@@ -41,7 +41,7 @@ class Scratch {
 Status *run(const Operator &op, Context *context) {
   const Api &api = *op.api;
   Tensors t;
-  if (Status *status = take_tensors(api, context, &t)) return status;
+  if (Status *status = take_tensors(op, context, &t)) return status;
   if (t.sizes.batch == 0) return nullptr;
   void *stream = nullptr;
   if (Status *status = api.KernelContext_GetGPUComputeStream(context, &stream)) return status;
