@@ -40,8 +40,8 @@ def arrays(shape: tuple[int, ...]) -> list[Array]:
     """x, proj, dt_weight, dt_bias, a, d as at initialisation."""
     batch, height, width, channels, rank, state = shape
     rng = np.random.default_rng(0)
-    delta = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), (4, channels)))
-    values = (
+    delta: Array = np.exp(rng.uniform(np.log(1e-3), np.log(0.1), (4, channels)))
+    values: tuple[Array, ...] = (
         rng.standard_normal((batch, height, width, channels)),
         rng.standard_normal((batch, height, width, 4 * (rank + 2 * state))),
         rng.uniform(-1, 1, (4, channels, rank)) * rank**-0.5,

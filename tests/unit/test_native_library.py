@@ -55,12 +55,22 @@ def isa(request: pytest.FixtureRequest) -> Iterator[None]:
     library.lamamba_choose_instruction_set(None)
 
 
+@pytest.fixture(params=["own", "openmp"])
+def threads_of(request: pytest.FixtureRequest) -> Iterator[None]:
+    library = native.library()
+    assert library is not None
+    if not library.lamamba_allow_openmp(request.param == "openmp") and request.param == "openmp":
+        pytest.skip("no OpenMP runtime in this process")
+    yield
+    library.lamamba_allow_openmp(1)
+
+
 @built
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bitwise_for_any_thread_count_and_every_time(shape: tuple[int, ...], isa: None) -> None:
+def test_bitwise_for_any_thread_count_and_every_time(shape: tuple[int, ...], isa: None, threads_of: None) -> None:
     arrays = inputs(shape)
     first = everything(arrays, 1)
-    for threads in (1, 2, 3, 5, 64, 0):
+    for threads in (1, 2, 3, 5, 24, 0):
         assert same(first, everything(arrays, threads)), threads
 
 
@@ -97,7 +107,7 @@ def test_bitwise_on_the_hosts_threads() -> None:
 
 
 @built
-def test_callers_at_the_same_time() -> None:
+def test_callers_at_the_same_time(threads_of: None) -> None:
     arrays = inputs((2, 8, 8, 96, 1, 4))
     wanted = everything(arrays, 1)
     with ThreadPoolExecutor(4) as pool:
@@ -106,9 +116,12 @@ def test_callers_at_the_same_time() -> None:
 
 
 FORK = """
+import importlib
 import os, sys, threading
 import numpy as np
 from lamamba import native
+if len(sys.argv) > 1:  # torch, whose OpenMP then does the work until the fork
+    importlib.import_module(sys.argv[1])
 rng = np.random.default_rng(0)
 shapes = ((2, 8, 8, 64), (2, 8, 8, 12), (4, 64, 1), (4, 64), (4, 64, 1), (4, 64))
 arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -134,8 +147,10 @@ print("same")
 
 @built
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
-def test_survives_fork() -> None:
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("beside", [[], ["torch"]], ids=["alone", "with torch"])
+def test_survives_fork(beside: list[str]) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, *beside]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.stdout == "same\n", run.stderr
 
 

@@ -108,7 +108,7 @@ Prepared take_prepared(Call &call, Arena &arena, int lanes) {
 // Fills what every task reads: the order of tokens, packed parameters, proj in float32.
 void prepare(Call &call, const Kernels &kernels, const Host &host, const lamamba_sizes &sizes, const void *proj,
              const Prepared &prepared) {
-  constexpr int64_t WORTH_THREADS = 1 << 15;  // numbers to move before a second thread pays for its call
+  constexpr int64_t WORTH_THREADS = 1 << 17;  // numbers to move before a second thread pays for its call
   fill_order(sizes.height, sizes.width, prepared.order);
   call.order = prepared.order;
   const int64_t packs = PATHS * call.vectors;
@@ -136,15 +136,13 @@ void sum_paths(const Call &call, int type, int64_t image) {
   write_row(type, call.result, image * size, size, first);
 }
 
-// Runs the tasks of a pass and adds up their paths; `type` is the result's.
-bool run_tasks(const Call &call, const Host &host, bool (*task)(const Call &, int64_t), int type) {
+// Runs the tasks of a pass; false when one of them found no memory.
+bool run_tasks(const Call &call, const Host &host, bool (*task)(const Call &, int64_t)) {
   std::atomic<bool> complete{true};
   host.for_each(call.batch * tiles(call) * (call.path_result ? PATHS : 1), [&](int64_t i) {
     if (!task(call, i)) complete.store(false);
   });
-  if (!complete.load()) return false;
-  if (call.path_result) host.for_each(call.batch, [&](int64_t image) { sum_paths(call, type, image); });
-  return true;
+  return complete.load();
 }
 
 Prepared lay_out_forward(Call &call, Arena &arena, int lanes, bool by_path) {
@@ -163,7 +161,9 @@ int forward(const Kernels &kernels, const lamamba_sizes &sizes, Call call, const
   Arena arena = {block.memory, 0};
   const Prepared prepared = lay_out_forward(call, arena, kernels.lanes, by_path);
   prepare(call, kernels, host, sizes, proj, prepared);
-  return run_tasks(call, host, kernels.forward, call.type) ? 0 : NO_MEMORY;
+  if (!run_tasks(call, host, kernels.forward)) return NO_MEMORY;
+  if (by_path) host.for_each(call.batch, [&](int64_t image) { sum_paths(call, call.type, image); });
+  return 0;
 }
 
 // Where the gradients go, dx aside.
@@ -222,9 +222,12 @@ int backward(const Kernels &kernels, const lamamba_sizes &sizes, Call call, cons
   const Prepared prepared = lay_out_backward(call, arena, kernels.lanes, by_path);
   call.dproj = to.dproj;
   prepare(call, kernels, host, sizes, proj, prepared);
-  if (!run_tasks(call, host, kernels.backward, LAMAMBA_FLOAT32)) return NO_MEMORY;
-  if (tiles(call) > 1) host.for_each(call.batch, [&](int64_t image) { sum_tiles(call, image); });
-  host.for_each(PATHS * call.vectors, [&](int64_t i) { sum_images(call, kernels.lanes, to, i); });
+  if (!run_tasks(call, host, kernels.backward)) return NO_MEMORY;
+  host.for_each(call.batch + PATHS * call.vectors, [&](int64_t i) {
+    if (i >= call.batch) return sum_images(call, kernels.lanes, to, i - call.batch);
+    sum_tiles(call, i);
+    if (by_path) sum_paths(call, LAMAMBA_FLOAT32, i);
+  });
   return 0;
 }
 

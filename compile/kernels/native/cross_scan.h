@@ -24,7 +24,7 @@ typedef void (*lamamba_task)(void *context, int64_t index);
 typedef void (*lamamba_parallel)(void *host, int64_t count, lamamba_task task, void *context);
 
 // y (B, L, D) from x (B, L, D), proj (B, L, P), dt_weight (K, D, R), dt_bias (K, D), a (K, D, N), d (K, D).
-// x, proj and y are of `type`, all else is float32. `parallel` null: the library's own threads, `threads` of them.
+// x, proj and y are of `type`, all else is float32. `parallel` null: `threads` of the process's OpenMP or of its own.
 // Returns 0, or a negative number when sizes are impossible or memory is lacking; then y is undefined.
 int lamamba_cross_scan_forward(const lamamba_sizes *sizes, int type, const void *x, const void *proj,
                                const float *dt_weight, const float *dt_bias, const float *a, const float *d, void *y,

@@ -30,7 +30,7 @@ struct Host {
     else if (parallel)
       parallel(host, count, task, context);
     else
-      run_on_own_threads(threads, count, task, context);
+      run_on_threads(threads, count, task, context);
   }
 };
 

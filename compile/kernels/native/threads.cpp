@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -27,6 +28,17 @@ void pause_briefly() {
 #endif
 }
 
+struct Job {
+  std::atomic<int64_t> next{0};
+  lamamba_task task = nullptr;
+  void *context = nullptr;
+  int64_t count = 0;
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+  }
+};
+
 // A job has seats; a worker that takes one may read the job. `ticket` holds the job's number above its free seats, so
 // a worker that comes late fails to take a seat and never sees a job that is over.
 struct Pool {
@@ -36,15 +48,8 @@ struct Pool {
   int workers = 0;
   std::atomic<int> sleepers{0};
   std::atomic<uint64_t> ticket{0};
-  std::atomic<int64_t> next{0};
   std::atomic<int> finished{0};
-  lamamba_task task = nullptr;
-  void *context = nullptr;
-  int64_t count = 0;
-
-  void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
-  }
+  Job job;
 };
 
 uint32_t seats(uint64_t ticket) { return uint32_t(ticket); }
@@ -55,7 +60,7 @@ void *work_for_ever(void *argument) {
     uint64_t ticket = pool.ticket.load();
     if (seats(ticket) > 0) {
       if (pool.ticket.compare_exchange_weak(ticket, ticket - 1)) {
-        pool.work();
+        pool.job.work();
         pool.finished.fetch_add(1, std::memory_order_release);
       }
       spins = 0;
@@ -87,11 +92,18 @@ bool start_worker(Pool &pool) {
 
 std::atomic<Pool *> shared_pool{nullptr};
 
+std::atomic<bool> openmp_allowed{true};
+
 // A forked child has no workers, and the parent's pool may be locked in it: it starts another one and leaves that be.
-void forget_pool() { shared_pool.store(nullptr); }
+// OpenMP would wait there for threads that are gone.
+void after_fork() {
+  shared_pool.store(nullptr);
+  openmp_allowed.store(false);
+}
+
+const int registered = pthread_atfork(nullptr, nullptr, after_fork);
 
 Pool *pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
   (void)registered;
   Pool *found = shared_pool.load();
   if (found) return found;
@@ -106,10 +118,10 @@ Pool *pool() {
 void run_job(Pool &pool, int helpers, int64_t count, lamamba_task task, void *context) {
   while (pool.workers < helpers && start_worker(pool)) ++pool.workers;
   if (helpers > pool.workers) helpers = pool.workers;
-  pool.task = task;
-  pool.context = context;
-  pool.count = count;
-  pool.next.store(0);
+  pool.job.task = task;
+  pool.job.context = context;
+  pool.job.count = count;
+  pool.job.next.store(0);
   pool.finished.store(0);
   const uint64_t number = (pool.ticket.load() >> 32) + 1;
   pool.ticket.store(number << 32 | uint32_t(helpers));
@@ -118,10 +130,28 @@ void run_job(Pool &pool, int helpers, int64_t count, lamamba_task task, void *co
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.sleep);
   }
-  pool.work();
+  pool.job.work();
   const int took = helpers - int(seats(pool.ticket.exchange(number << 32)));
   for (int spins = 0; pool.finished.load(std::memory_order_acquire) < took;)
     ++spins < SPINS ? pause_briefly() : void(sched_yield());
+}
+
+// Entered by every thread of a team, the calling one too: gcc's name for it, which the other runtimes on Linux have too.
+using OpenMp = void (*)(void (*enter)(void *), void *argument, unsigned threads, unsigned flags);
+
+OpenMp openmp() {
+  static std::atomic<OpenMp> found{nullptr};
+  if (!openmp_allowed.load()) return nullptr;
+  if (!found.load()) found.store(reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel")));
+  return found.load();
+}
+
+void run_on_openmp(OpenMp parallel, int threads, int64_t count, lamamba_task task, void *context) {
+  Job job;
+  job.task = task;
+  job.context = context;
+  job.count = count;
+  parallel([](void *argument) { static_cast<Job *>(argument)->work(); }, &job, unsigned(threads), 0);
 }
 
 struct Scratch {
@@ -132,8 +162,11 @@ struct Scratch {
 
 }  // namespace
 
-void run_on_own_threads(int threads, int64_t count, lamamba_task task, void *context) {
+void run_on_threads(int threads, int64_t count, lamamba_task task, void *context) {
   if (threads > MOST_THREADS) threads = MOST_THREADS;
+  // As many as asked for, tasks or not: teams of changing size would start and end threads all the time.
+  if (const OpenMp parallel = threads > 1 && count > 1 ? openmp() : nullptr)
+    return run_on_openmp(parallel, threads, count, task, context);
   if (threads > count) threads = int(count);
   Pool *shared = threads > 1 ? pool() : nullptr;
   if (shared && pthread_mutex_trylock(&shared->owner) == 0) {
@@ -178,3 +211,11 @@ FloatMode::~FloatMode() { (void)before_; }
 #endif
 
 }  // namespace lamamba
+
+// For tests: whether the process's OpenMP may be used from now on; returns 1 where it has one.
+extern "C" __attribute__((visibility("default"))) int lamamba_allow_openmp(int allow) {
+  lamamba::openmp_allowed.store(true);
+  const bool there = lamamba::openmp() != nullptr;
+  lamamba::openmp_allowed.store(allow != 0);
+  return there;
+}
