@@ -328,11 +328,12 @@ def _plan(x: Tensor, dt_weight: Tensor, a: Tensor, warps: int) -> tuple[tuple[in
     return (tiles, batch, PATHS // per), sizes
 
 
-def _float(*tensors: Tensor) -> list[Tensor]:
+def as_float32(*tensors: Tensor) -> list[Tensor]:
+    """The tensors as kernels read them: float32, rows one after another."""
     return [tensor.to(torch.float32).contiguous() for tensor in tensors]
 
 
-def _check(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> None:
+def check(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> None:
     """Raises ValueError on shapes that do not belong together: the kernels would read past the end."""
     if x.dim() != 4 or dt_weight.dim() != 3 or a.dim() != 3:
         raise ValueError(f"expected x (B, H, W, D), dt_weight (K, D, R) and a (K, D, N), got {tuple(x.shape)}, "
@@ -358,7 +359,7 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
     Raises:
         ValueError: shapes that do not fit.
     """
-    _check(x, proj, dt_weight, dt_bias, a, d)
+    check(x, proj, dt_weight, dt_bias, a, d)
     x, proj = x.contiguous(), proj.contiguous()
     grid, sizes = _plan(x, dt_weight, a, WARPS_FORWARD)
     y = torch.empty_like(x)
@@ -366,7 +367,7 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
     single = grid[2] == 1
     total = y if single and y.dtype == torch.float32 else x.new_empty((grid[2], *x.shape), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _forward[grid](x, proj, *_float(dt_weight, dt_bias, a, d), total, y, starts, **sizes)
+        _forward[grid](x, proj, *as_float32(dt_weight, dt_bias, a, d), total, y, starts, **sizes)
     return (y if single else total.sum(0).to(x.dtype)), starts
 
 
@@ -385,7 +386,7 @@ def backward(
     dproj = x.new_empty((grid[0], *proj.shape), dtype=torch.float32)
     dparam = x.new_empty((batch, PATHS, rank + state + 2, channels), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _backward[grid](x, proj, *_float(dt_weight, dt_bias, a, d), starts, dy, total, dx, dproj, dparam, **sizes)
+        _backward[grid](x, proj, *as_float32(dt_weight, dt_bias, a, d), starts, dy, total, dx, dproj, dparam, **sizes)
     dx = dx if single else total.sum(0).to(x.dtype)
     dw, da, dbias, dskip = dparam.sum(0).split([rank, state, 1, 1], dim=1)
     return (
