@@ -3,7 +3,8 @@
 // A task owns one image and a tile of channels. For each path it walks forward again, keeping delta, its slope and the
 // states, then back with g, the gradient by the state:
 //   g = c dy + decay' g'  (primes: the token after);  dx = sum_n g b delta;  db = g delta x;  dc = dy h;
-//   ddelta = sum_n (g b x + g decay a h_before);  da = g decay delta h_before;  dz = ddelta slope, z = bias + dt . weights.
+//   ddelta = sum_n (g b x + g decay a h_before);  da = g decay delta h_before;
+//   dz = ddelta slope, where z = bias + dt . weights.
 // Sums over channels are kept by tile, sums over tokens by image, and added up afterwards in one order.
 #pragma once
 
@@ -80,8 +81,8 @@ struct Gradients {
 
 // One block back for U vectors: dz (TOKENS, all vectors of the tile), sums over these vectors into bc (TOKENS, 2 N).
 template <int U>
-void block_back(const Walk &walk, const Block &block, int64_t l, const Kept &kept, const float *dy, const Gradients &to, vec *dz,
-                int64_t dz_stride, vec *bc, bool first) {
+void block_back(const Walk &walk, const Block &block, int64_t l, const Kept &kept, const float *dy,
+                const Gradients &to, vec *dz, int64_t dz_stride, vec *bc, bool first) {
   const int64_t state = walk.state;
   const vec *delta = kept.delta + l * U, *slope = kept.slope + l * U, *h = kept.h + l * state * U;
   vec gb[TOKENS][U], decayed[TOKENS][U];  // sum_n g b; sum_n g decay a h_before
@@ -141,7 +142,8 @@ void block_back(const Walk &walk, const Block &block, int64_t l, const Kept &kep
 }
 
 // Weight gradients of one vector: += dt dz, over a block.
-INLINE void add_weight_gradients(const Walk &walk, const Block &block, const vec *dz, int64_t dz_stride, float *weight) {
+INLINE void add_weight_gradients(const Walk &walk, const Block &block, const vec *dz, int64_t dz_stride,
+                                 float *weight) {
   if (block.count == TOKENS) {
     vec by_z[TOKENS];
 #pragma GCC unroll 8

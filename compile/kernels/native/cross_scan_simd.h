@@ -4,15 +4,10 @@
 // sum's order is fixed, and since channels do not mix, no result depends on how channels, images and threads are cut.
 #pragma once
 
-#include "plan.h"
-#include "rows.h"
-#include "simd.h"
+#include "cross_scan_tiles_simd.h"
 #include "threads.h"
 
 namespace {
-
-using lamamba::Call;
-using lamamba::PATHS;
 
 constexpr int TOKENS = 8;  // a block: the dt projection keeps its sums in registers, later stages work through it
 constexpr int PAIR = 2;    // vectors side by side: two recurrences hide each other's latency
@@ -26,9 +21,9 @@ constexpr int ROWS = 4;
 struct Walk {
   const int32_t *order;
   int64_t tokens, rank, state;
-  const float *x;  // (L, vectors of the tile), raster order
-  float *y;        // alike
-  int64_t stride;  // of their rows
+  const float *x;     // (L, vectors of the tile), raster order
+  float *y;           // alike
+  int64_t stride;     // of their rows
   const float *proj;  // this path's dt, b, c of the first token in raster order
   int64_t proj_stride;
   const float *packed, *skip;  // skip: null when another path adds it
@@ -163,50 +158,6 @@ void walk_forward(const Walk &walk, vec *states) {
   walk.state == 1 ? walk_forward<U, true>(walk, states) : walk_forward<U, false>(walk, states);
 }
 
-// A tile of one image: `vectors` from channel `channel` on, `width` real channels among them.
-struct Tile {
-  int64_t image, first, vectors, channel, width;
-};
-
-Tile tile_at(const Call &call, int64_t image, int64_t number, int64_t size) {
-  Tile tile;
-  tile.image = image;
-  tile.first = number * size;
-  tile.vectors = call.vectors - tile.first < size ? call.vectors - tile.first : size;
-  tile.channel = tile.first * LANES;
-  tile.width = call.channels - tile.channel < tile.vectors * LANES ? call.channels - tile.channel : tile.vectors * LANES;
-  return tile;
-}
-
-INLINE int64_t stride_of(const Tile &tile) { return tile.vectors * LANES; }
-
-// The tile's channels of all tokens, in float32 and side by side in `buffer` (L, vectors), zero past the last channel:
-// in place their rows would lie pages apart, and each path would wait for them again.
-void read_tile(const Call &call, const void *array, const Tile &tile, float *buffer) {
-  const int64_t from = tile.image * call.tokens * call.channels + tile.channel, stride = stride_of(tile);
-  for (int64_t l = 0; l < call.tokens; ++l, buffer += stride) {
-    if (call.type == LAMAMBA_FLOAT32 && tile.width == stride) {
-      const float *row = static_cast<const float *>(array) + from + l * call.channels;
-      for (int64_t i = 0; i < stride; i += LANES) store(buffer + i, load(row + i));
-    } else {
-      read_row(call.type, array, from + l * call.channels, tile.width, buffer);
-      for (int64_t i = tile.width; i < stride; ++i) buffer[i] = 0;
-    }
-  }
-}
-
-void write_tile(const Call &call, int type, void *array, const Tile &tile, const float *buffer) {
-  const int64_t from = tile.image * call.tokens * call.channels + tile.channel, stride = stride_of(tile);
-  for (int64_t l = 0; l < call.tokens; ++l, buffer += stride) {
-    if (type == LAMAMBA_FLOAT32 && tile.width == stride) {
-      float *row = static_cast<float *>(array) + from + l * call.channels;
-      for (int64_t i = 0; i < stride; i += LANES) store(row + i, load(buffer + i));
-    } else {
-      write_row(type, array, from + l * call.channels, tile.width, buffer);
-    }
-  }
-}
-
 Walk walk_of(const Call &call, const Tile &tile, int64_t path) {
   Walk walk = {};
   const int64_t row = lamamba::path_row(call);
@@ -221,27 +172,6 @@ Walk walk_of(const Call &call, const Tile &tile, int64_t path) {
   walk.packed = call.packed + (path * call.vectors + tile.first) * walk.packed_stride;
   walk.skip = path == 0 ? call.skip + tile.channel : nullptr;
   return walk;
-}
-
-// What a task is about, and where its result goes.
-struct Task {
-  Tile tile;
-  int64_t first_path, last_path;
-  bool by_path;
-};
-
-Task task_at(const Call &call, int64_t index) {
-  const int64_t per_path = call.batch * lamamba::tiles(call), within = index % per_path, path = index / per_path;
-  const Tile tile = tile_at(call, within / lamamba::tiles(call), within % lamamba::tiles(call), call.tile);
-  const bool by_path = call.path_result != nullptr;
-  return {tile, path, by_path ? path : PATHS - 1, by_path};
-}
-
-// Writes what a task computed, the sum of its paths: to the result, in `type`, or among the other paths' sums.
-void write_result(const Call &call, const Task &task, int type, const float *buffer) {
-  if (!task.by_path) return write_tile(call, type, call.result, task.tile, buffer);
-  float *sums = call.path_result + task.first_path * call.batch * call.tokens * call.channels;
-  write_tile(call, LAMAMBA_FLOAT32, sums, task.tile, buffer);
 }
 
 // The part of a walk that is about the vectors from `v` on.

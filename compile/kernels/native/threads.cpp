@@ -136,7 +136,7 @@ void run_job(Pool &pool, int helpers, int64_t count, lamamba_task task, void *co
     ++spins < SPINS ? pause_briefly() : void(sched_yield());
 }
 
-// Entered by every thread of a team, the calling one too: gcc's name for it, which the other runtimes on Linux have too.
+// Every thread of a team enters, the calling one too. GCC's name for it; the other runtimes on Linux have it as well.
 using OpenMp = void (*)(void (*enter)(void *), void *argument, unsigned threads, unsigned flags);
 
 OpenMp openmp() {

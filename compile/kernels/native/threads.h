@@ -8,8 +8,8 @@
 namespace lamamba {
 
 // Runs task(context, 0 .. count - 1) on up to `threads` threads, the calling one among them: those of the OpenMP
-// runtime that the process has loaded for all (torch does on Linux), else of the library's own. OpenMP's threads spin for
-// milliseconds after each use, and beside them others get no processor.
+// runtime that the process has loaded for all (torch does on Linux), else of the library's own. OpenMP's threads spin
+// for milliseconds after each use, and beside them others get no processor.
 // Of two threads that call at the same time, the second works alone where the threads are the library's own.
 void run_on_threads(int threads, int64_t count, lamamba_task task, void *context);
 
