@@ -82,7 +82,7 @@ def measure(shape: tuple[int, ...], repeats: int) -> dict[str, dict[str, float]]
     for _ in range(repeats):
         for name, run in runs.items():
             if "loop" not in name:
-                run()  # the loop had the caches
+                run()  # another had the caches
             times[name].append(milliseconds(run))
     found = {}
     for name, taken in times.items():
@@ -102,9 +102,13 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--own-threads", action="store_true", help="the library's threads beside torch's, not torch's")
     parser.add_argument("--only", default="", help="run the shapes whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(max(THREADS))
+    library = native.library()
+    assert library is not None, native.unusable()
+    library.lamamba_allow_openmp(not args.own_threads)
     rows = {}
     for label, shape in SHAPES.items():
         if args.only not in label:
