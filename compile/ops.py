@@ -34,9 +34,9 @@ def _(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d:
 
 @cross_scan.register_kernel("cuda")
 def _(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> Tensor:
-    from lamamba.compile.kernels import cross_scan_triton
+    from lamamba.compile.kernels import cross_scan_cuda
 
-    return cross_scan_triton.forward(x, proj, dt_weight, dt_bias, a, d)[0]
+    return cross_scan_cuda.forward(x, proj, dt_weight, dt_bias, a, d)
 
 
 @torch.library.custom_op("lamamba::cross_scan_backward", mutates_args=(), device_types="cpu")
