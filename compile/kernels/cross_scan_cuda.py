@@ -7,6 +7,7 @@ cross_scan_tiles.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,20 +106,25 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
     return run(how, x, proj, dt_weight, dt_bias, a, d)
 
 
-def run(
-    how: Plan, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor, **options: Any
-) -> Tensor:
+def run(how: Plan, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> Tensor:
     """`forward` in a given way."""
     x, proj = x.contiguous(), proj.contiguous()
     y = torch.empty_like(x)
     total = y if y.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
-    if x.numel() == 0:
-        return y
-    parameters = cross_scan_triton.as_float32(dt_weight, dt_bias, a, d)
-    options = {"num_warps": how.warps, "num_stages": 1, "PRECISION": precision(x), **how.sizes, **options}
-    with torch.cuda.device_of(x):
-        KERNELS[how.kernel][how.grid](x, proj, *parameters, *x.shape, dt_weight.shape[2], y, total, **options)
+    if x.numel() > 0:
+        with torch.cuda.device_of(x):
+            launch(how, [x, proj, *cross_scan_triton.as_float32(dt_weight, dt_bias, a, d)], y, total)
     return y
+
+
+def launch(how: Plan, inputs: Sequence[Tensor], y: Tensor, total: Tensor, **options: Any) -> Any:
+    """One launch on the inputs of `forward`, contiguous, into y; total: float32 memory of as many elements, or y.
+
+    Returns Triton's compiled kernel. Raises nothing: the caller has checked shapes and types.
+    """
+    x, dt_weight = inputs[0], inputs[2]
+    sizes = {"num_warps": how.warps, "num_stages": 1, "PRECISION": precision(x), **how.sizes, **options}
+    return KERNELS[how.kernel][how.grid](*inputs, *x.shape, dt_weight.shape[2], y, total, **sizes)
 
 
 def precision(x: Tensor) -> str:

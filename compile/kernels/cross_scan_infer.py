@@ -28,8 +28,10 @@ from lamamba.compile.kernels.cross_scan_tiles import (
 )
 from lamamba.compile.kernels.cross_scan_walk import addresses, constants, factors, recur, walk
 
+SIZES = ["B", "H", "W", "R"]  # one compiled kernel for all values of these
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES)
 def resident(x, proj, dt_weight, dt_bias, a, d, B, H, W, D, R, y, total, K1: tl.constexpr, K2: tl.constexpr,
              ALIGN: tl.constexpr, S: tl.constexpr, J: tl.constexpr, U: tl.constexpr, C: tl.constexpr,
              LINES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -71,7 +73,7 @@ def resident(x, proj, dt_weight, dt_bias, a, d, B, H, W, D, R, y, total, K1: tl.
         tl.debug_barrier()  # columns read what other threads of this program wrote of rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def banded(x, proj, dt_weight, dt_bias, a, d, B, H, W, D, R, y, total, K1: tl.constexpr, K2: tl.constexpr,
            ALIGN: tl.constexpr, S: tl.constexpr, J: tl.constexpr, U: tl.constexpr, C: tl.constexpr,
            PRECISION: tl.constexpr):  # fmt: skip
@@ -137,7 +139,7 @@ def _spot(token, path, H, W):
     return tl.where(path < 2, line * W + along, along * W + line)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def anywhere(x, proj, dt_weight, dt_bias, a, d, B, H, W, D, R, y, total, S: tl.constexpr, J: tl.constexpr,
              U: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """One image of any size, path after path in bands of S*J tokens; sums wait in total."""

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lamamba.compile.kernels.cross_scan_cuda import precision
+
 WARPS = 4
 ENOUGH_PROGRAMS = 2048  # with more (window, head) pairs than this, a program takes several windows
 MOST_WINDOWS = 8
@@ -74,7 +76,7 @@ def forward(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     each = max(1, min(MOST_WINDOWS, windows * heads // ENOUGH_PROGRAMS))
     sizes: dict[str, Any] = {"E": channels // heads, "w": window, "shift": shift, "WINDOWS": each}
     sizes |= {"TP": max(16, triton.next_power_of_2(window**2)), "EP": max(16, triton.next_power_of_2(sizes["E"]))}
-    sizes |= {"PRECISION": "ieee", "num_warps": WARPS}
+    sizes |= {"PRECISION": precision(qkv), "num_warps": WARPS}
     with torch.cuda.device_of(qkv):
         _forward[(heads, triton.cdiv(windows, each))](qkv, bias, batch, height, width, heads, y, **sizes)
     return y
