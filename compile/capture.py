@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
@@ -34,5 +36,6 @@ def capture(checkpoint: Checkpoint, *, guided: bool, dtype: torch.dtype = torch.
     inputs = example_inputs(checkpoint.config, guided)
     batch = Dim("batch", min=1, max=1 << 16)
     shapes = {name: None if name in ("t", "coef") else {0: batch} for name in inputs}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         return torch.export.export(step, (), inputs, dynamic_shapes=shapes)
