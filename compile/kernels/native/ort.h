@@ -10,7 +10,8 @@ extern "C" {
 #endif
 
 // Whether a registered operator computes nodes of this kind: an execution provider as ONNX Runtime names it, a
-// `lamamba_type`, R and N. Where it does not, leave the library unregistered: the graph's own function then computes.
+// `lamamba_type`, R and N; on CUDA, on every device of this machine. Where it does not, leave the library unregistered:
+// the graph's own function then computes.
 int lamamba_covers(const char *provider, int type, int64_t rank, int64_t state);
 
 // The same of WindowAttention and ShiftedWindowAttention with qkv of this type. On CUDA they are left to the graph's

@@ -64,6 +64,9 @@ struct Api {
   Status *GetTensorTypeAndShape(const Value *value, TensorInfo **out) const {
     return at<Status *(const Value *, TensorInfo **)>(65)(value, out);
   }
+  Status *AllocatorAlloc(Allocator *allocator, size_t bytes, void **out) const {
+    return at<Status *(Allocator *, size_t, void **)>(75)(allocator, bytes, out);
+  }
   Status *AllocatorFree(Allocator *allocator, void *memory) const {
     return at<Status *(Allocator *, void *)>(76)(allocator, memory);
   }
@@ -102,7 +105,8 @@ struct Api {
     return at<Status *(const Context *, void (*)(void *, size_t), size_t, size_t, void *)>(274)(context, task, count,
                                                                                                   batches, argument);
   }
-  // Memory of the kind that `info` tells of, ordered by the context's stream. It is not given back by itself.
+  // Memory of the kind that `info` tells of, ordered by the context's stream, of which there must be one. It is not
+  // given back by itself.
   Status *KernelContext_GetScratchBuffer(const Context *context, const MemoryInfo *info, size_t bytes,
                                          void **out) const {
     return at<Status *(const Context *, const MemoryInfo *, size_t, void **)>(277)(context, info, bytes, out);

@@ -11,22 +11,20 @@ class Scratch {
  public:
   Scratch(const Api &api, const Context *context) : api_(api), context_(context) {}
 
-  // Memory where `like` lies.
-  Status *take(const Value *like, size_t bytes) {
+  // Memory where `like` lies. Without a stream the default one orders all work.
+  Status *take(const Value *like, size_t bytes, const void *stream) {
     if (bytes == 0) return nullptr;
-    if (Status *status = api_.GetTensorMemoryInfo(like, &info_)) return status;
-    return api_.KernelContext_GetScratchBuffer(context_, info_, bytes, &memory_);
+    const MemoryInfo *info = nullptr;
+    if (Status *status = api_.GetTensorMemoryInfo(like, &info)) return status;
+    if (Status *status = api_.KernelContext_GetAllocator(context_, info, &allocator_)) return status;
+    return stream ? api_.KernelContext_GetScratchBuffer(context_, info, bytes, &memory_)
+                  : api_.AllocatorAlloc(allocator_, bytes, &memory_);
   }
 
   ~Scratch() {
-    if (!memory_) return;
-    Allocator *allocator = nullptr;
-    Status *status = api_.KernelContext_GetAllocator(context_, info_, &allocator);
-    if (!status) {
-      status = api_.AllocatorFree(allocator, memory_);
-      api_.ReleaseAllocator(allocator);
-    }
-    if (status) api_.ReleaseStatus(status);  // nothing to be done about it
+    if (memory_)
+      if (Status *status = api_.AllocatorFree(allocator_, memory_)) api_.ReleaseStatus(status);
+    if (allocator_) api_.ReleaseAllocator(allocator_);
   }
 
   void *memory() const { return memory_; }
@@ -34,7 +32,7 @@ class Scratch {
  private:
   const Api &api_;
   const Context *context_;
-  const MemoryInfo *info_ = nullptr;
+  Allocator *allocator_ = nullptr;
   void *memory_ = nullptr;
 };
 
@@ -51,7 +49,7 @@ Status *run(const Operator &op, Context *context) {
   const int64_t bytes = kernel ? cuda::scratch_for(*kernel, t.sizes) : -1;
   if (bytes < 0) return failure(api, EP_FAIL, "CrossScan: %s", text);
   Scratch scratch(api, context);
-  if (Status *status = scratch.take(t.values[X], size_t(bytes))) return status;
+  if (Status *status = scratch.take(t.values[X], size_t(bytes), stream)) return status;
   const void *const tensors[cuda::TENSORS] = {t.inputs[X], t.inputs[PROJ], t.inputs[DT_WEIGHT], t.inputs[DT_BIAS],
                                         t.inputs[A], t.inputs[D],    t.y};
   if (!cuda::launch_kernel(*kernel, t.sizes, tensors, scratch.memory(), stream, complaint))
