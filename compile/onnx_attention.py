@@ -9,9 +9,8 @@ follows from the static H and W (mask, shapes, scale) folds to constants when a 
 from __future__ import annotations
 
 import onnx
-from onnx import parser
 
-from lamamba.compile.onnx_scan import DOMAIN
+from lamamba.compile.onnx_scan import DOMAIN, parse_function
 
 PLAIN, SHIFTED = "WindowAttention", "ShiftedWindowAttention"
 ATTRIBUTES = {PLAIN: ("window",), SHIFTED: ("window", "shift")}
@@ -152,7 +151,7 @@ def window_attention_function(name: str, opset: int = 20) -> onnx.FunctionProto:
             + _ATTENTION.replace("(moved,", "(qkv,").replace("(scores, added)", "(scores, bias_like)")
             + _PLAIN_END
         )
-    return parser.parse_function(
+    return parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
         f"{name} <{', '.join(ATTRIBUTES[name])}> (qkv, bias) => (y) {{ {body} }}"
     )

@@ -183,3 +183,14 @@ def test_unknown_body_and_old_opset_are_refused() -> None:
         cross_scan_function(20, "loop")
     with pytest.raises(InputError, match="opset 17"):
         cross_scan_function(16)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_what_older_onnxruntimes_need(body: str) -> None:
+    """1.20 and 1.21 need nodes with names, all up to 1.23 need pads as a tensor (each seen to fail without)."""
+    nodes = cross_scan_function(20, body).node
+    assert all(node.name for node in nodes)
+    assert len({node.name for node in nodes}) == len(nodes)
+    pads = next(node.input[1] for node in nodes if node.op_type == "Pad")
+    constant = next(node for node in nodes if pads in node.output)
+    assert [attribute.name for attribute in constant.attribute] == ["value"]
