@@ -22,7 +22,10 @@ KERNELS: dict[str, Any] = {
     "anywhere": cross_scan_infer.anywhere,
 }
 CHANNELS = 16  # C
-SEGMENT = 16  # J
+SEGMENT = (
+    16  # J; half as many where two products a tile leave few registers: 1.4 and 2 times as fast at XL's R = 40, 80
+)
+SMALL_MAP = 256  # tokens, up to which that was measured
 AT_ONCE = 4  # U
 MOST_SEGMENTS = 64  # S: 8 a warp
 MOST_ELEMENTS = 2**31 - 1  # of an image, in x or proj: addresses within it are 32 bits
@@ -66,21 +69,24 @@ def lines(height: int, width: int, segment: int = SEGMENT) -> int:
 def plan(batch: int, height: int, width: int, channels: int, rank: int, bytes_each: int) -> Plan:
     """How to compute a call whose x and proj have elements of so many bytes."""
     align = alignment(rank, bytes_each)
-    parts, through = columns(rank, align), lines(height, width)
+    parts = columns(rank, align)
+    tight = parts is not None and parts[1] > 0 and height * width <= SMALL_MAP
+    segment = SEGMENT // 2 if tight and lines(height, width, SEGMENT // 2) else SEGMENT
+    through = lines(height, width, segment)
     tiles = -(-channels // CHANNELS)
-    sizes = {"J": SEGMENT, "U": AT_ONCE, "C": CHANNELS}
+    sizes = {"J": segment, "U": AT_ONCE, "C": CHANNELS}
     if parts is None or not through or channels % CHANNELS:
         return Plan(kernel="anywhere", grid=(tiles, batch), sizes={**sizes, "S": 32, "J": 8})
     sizes |= {"K1": parts[0], "K2": parts[1], "ALIGN": align}
     segments = 8
-    while segments * SEGMENT < height * width:
+    while segments * segment < height * width:
         segments *= 2
     if segments > MOST_SEGMENTS and through == 1:
         return Plan(kernel="banded", grid=(tiles, batch), sizes={**sizes, "S": MOST_SEGMENTS})
     slots = 1
-    while slots * SEGMENT < height * width:
+    while slots * segment < height * width:
         slots *= 2
-    while segments < 32 and tiles * -(-batch // (2 * segments // slots)) >= ENOUGH_PROGRAMS:
+    while not tight and segments < 32 and tiles * -(-batch // (2 * segments // slots)) >= ENOUGH_PROGRAMS:
         segments *= 2
     grid = (tiles, -(-batch // (segments // slots)))
     return Plan(kernel="resident", grid=grid, sizes={**sizes, "S": segments, "LINES": through})
