@@ -50,7 +50,7 @@ def test_a_bundle(what: object) -> None:
     assert bundle["files"] == FACTS["files"]
     assert bundle["parity"] == FACTS["parity"]
     text = done(main, what)
-    assert f"for ort, computes in fp32, stores fp16, 17.2 MB, all {len(FILES)} files intact" in text
+    assert f"for ort, computes in fp32, stores fp16, 17.0 MB, all {len(FILES)} files intact" in text
     assert "negative control" in text
 
 

@@ -147,7 +147,7 @@ def test_a_wide_state_takes_the_wide_body(tmp_path: Path) -> None:
     state = random_model(config, seed=9).state_dict()
     checkpoint = Checkpoint(config=config, metadata=Metadata(name="wide", space="image"), state=state)
     bundle = export_ort(checkpoint, tmp_path / "wide.lamamba", Precision())
-    assert {op["d_state"] for op in bundle.manifest["ops"]} == {16}
+    assert {op["d_state"] for op in bundle.manifest["ops"] if op["op"].endswith("CrossScan")} == {16}
     assert runtimes.load(bundle).sample([0], steps=1).shape == (1, config.input_size, config.input_size, 3)
 
 
