@@ -16,7 +16,7 @@ typedef struct {
 } lamamba_window_sizes;
 
 // y (B, H, W, C) from qkv (B, H, W, 3 C), both of `type`, and bias (S, T, T), float32 as all that is computed.
-// `parallel` null: the library's own threads, `threads` of them. Bitwise the same for any of them and any batch.
+// `parallel` null: `threads` of the process's OpenMP or of its own. Bitwise the same for any of them and any batch.
 // Returns 0, or a negative number when sizes are impossible or memory is lacking; then y is undefined.
 int lamamba_window_attention_forward(const lamamba_window_sizes *sizes, int type, const void *qkv, const float *bias,
                                      void *y, lamamba_parallel parallel, void *host, int threads);
