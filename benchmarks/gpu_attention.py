@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_timing import BYTES_PER_SECOND, TYPES, error, median_seconds, seconds_since_start, sets_for
+from benchmarks.gpu_timing import BYTES_PER_SECOND, error, median_seconds, seconds_since_start, sets_for
 from lamamba.attention import window_attention
 from lamamba.compile.kernels import window_attention_sdpa, window_attention_triton
+from lamamba.precision import DTYPES
 
 SHAPES = {"256 stage 0": (32, 320), "256 stage 1": (16, 640), "256 stage 2": (8, 1280), "512 stage 0": (64, 320)}
 HEADS, WINDOW = 16, 8
@@ -42,10 +43,10 @@ def rows(dtype: str, batches: tuple[int, ...], limit: float) -> list[dict[str, A
     found: list[dict[str, Any]] = []
     for name, (side, channels) in SHAPES.items():
         shift = WINDOW // 2 if side > WINDOW else 0
-        bias = torch.randn(HEADS, WINDOW**2, WINDOW**2, device="cuda", dtype=TYPES[dtype])
+        bias = torch.randn(HEADS, WINDOW**2, WINDOW**2, device="cuda", dtype=DTYPES[dtype])
 
         def qkv(batch: int, side: int = side, channels: int = channels) -> Tensor:
-            return torch.randn(batch, side, side, 3 * channels, device="cuda", dtype=TYPES[dtype])
+            return torch.randn(batch, side, side, 3 * channels, device="cuda", dtype=DTYPES[dtype])
 
         probe = qkv(2)
         expected = window_attention(probe.double(), bias.double(), WINDOW, shift)
@@ -55,7 +56,7 @@ def rows(dtype: str, batches: tuple[int, ...], limit: float) -> list[dict[str, A
                 return found
             wrong, cells = error(call(probe), expected), []
             for batch in (batches[1],) if way.startswith("compiled") else batches:
-                moved = 4 * batch * side**2 * channels * TYPES[dtype].itemsize
+                moved = 4 * batch * side**2 * channels * DTYPES[dtype].itemsize
                 sets = [qkv(batch) for _ in range(sets_for(moved))]
                 seconds = median_seconds([lambda q=q, call=call: call(q) for q in sets])  # type: ignore[misc]
                 row = {"shape": name, "type": dtype, "batch": batch, "way": way, "us": seconds * 1e6, "error": wrong}

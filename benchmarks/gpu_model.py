@@ -3,7 +3,7 @@
 The blocks of both are compiled by torch.compile, a whole evaluation is recorded as a CUDA graph, and the two graphs
 are replayed in turn.
 
-    python benchmarks/gpu_model.py --size XL --sides 32 64 --dtypes bf16 fp16 --batches 2 16 64
+    python -m benchmarks.gpu_model --size XL --sides 32 64 --dtypes bf16 fp16 --batches 2 16 64
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from lamamba.count import count, totals
 from lamamba.initialise import random_model
 from lamamba.model import LaMamba
 from lamamba.precision import DTYPES, in_precision
+from lamamba.runtimes.parity import TOLERANCES
 
 ROUNDS = 21
-BOUND = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}  # of one evaluation, as in the parity table
 DIT_GMACS = {("S", 32): 6.06, ("XL", 32): 118.6, ("XL", 64): 524.6}  # as the DiT paper counts
 
 
@@ -114,9 +114,10 @@ def compare(size: str, side: int, dtype: str, batches: list[int], attention: str
         "dit": half(compiled(peer.body.transformer_blocks, peer), DTYPES[dtype]),
     }
     error = correctness(size, side, dtype, runs["lamamba"], lamamba)
-    passed = error <= BOUND[dtype]
+    passed = error <= TOLERANCES[dtype].step
     print(
-        f"{size} {side} {dtype}: error {error:.2e}, bound {BOUND[dtype]:g}, {'ok' if passed else 'WRONG'}", flush=True
+        f"{size} {side} {dtype}: error {error:.2e}, bound {TOLERANCES[dtype].step:g}, {'ok' if passed else 'WRONG'}",
+        flush=True,
     )
     rows = []
     for batch in batches:

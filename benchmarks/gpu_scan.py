@@ -1,6 +1,6 @@
 """The cross scan and window attention kernels on a CUDA device: correctness first, then time over the floor.
 
-    PYTHONPATH=. python benchmarks/gpu_scan.py [--json FILE] [--parts scan attention] [--seconds 140]
+    python -m benchmarks.gpu_scan [--json FILE] [--parts scan attention] [--seconds 140]
 
 The floor of a scan is the largest of: x and proj read and y written once at 3.0 TB/s; three transcendentals for each
 element and path at 16 a clock on 132 multiprocessors at 1.75 GHz; the dt projection at 800 TFLOP/s. Times are medians
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu_attention
-from benchmarks.gpu_timing import BYTES_PER_SECOND, TYPES, error, median_seconds, seconds_since_start, sets_for
+from benchmarks.gpu_timing import BYTES_PER_SECOND, error, median_seconds, seconds_since_start, sets_for
 from lamamba.compile.kernels import cross_scan_cuda as cuda
 from lamamba.compile.kernels import cross_scan_triton
+from lamamba.precision import DTYPES
 from lamamba.scan import cross_scan
 
 SHAPES = {  # side, D, R of the stages of XL at 256 and 512 pixels
@@ -74,7 +75,7 @@ def inputs(batch: int, height: int, width: int, channels: int, rank: int, dtype:
 
     x, proj = randn(batch, height, width, channels), randn(batch, height, width, 4 * (rank + 2))
     parameters = [randn(4, channels, rank) / rank**0.5, randn(4, channels) - 2, -torch.exp(randn(4, channels, 1))]
-    return [x.to(TYPES[dtype]), proj.to(TYPES[dtype]), *parameters, randn(4, channels)]
+    return [x.to(DTYPES[dtype]), proj.to(DTYPES[dtype]), *parameters, randn(4, channels)]
 
 
 def reference(tensors: list[Tensor]) -> Tensor:
@@ -87,7 +88,7 @@ Task = tuple[cuda.Plan, int, int, str]  # a plan for D, R and a type
 def compile_one(task: Task) -> str:
     """In a process of its own, into Triton's cache on disk; returns what went wrong."""
     how, channels, rank, dtype = task
-    kind, real = TYPES[dtype], torch.float32
+    kind, real = DTYPES[dtype], torch.float32
     sizes = {"num_warps": how.warps, "num_stages": 1, "PRECISION": "tf32x3" if dtype == "fp32" else "ieee", **how.sizes}
     arguments = (kind, kind, real, real, real, real, 2, 8, 8, channels, rank, kind, real)
     try:
@@ -115,12 +116,12 @@ def all_tasks() -> list[Task]:
         tasks += [(plan_of(tile, 2, side, channels, rank), channels, rank, "bf16") for tile in TILES[side]]
         tasks.append((plan_of(TILES[side][0], 2, side, channels, rank), channels, rank, "fp16"))
     for sizes in SMALL:
-        tasks += [(cuda.plan(*sizes, TYPES[dtype].itemsize), *sizes[3:], dtype) for dtype in TYPES]
+        tasks += [(cuda.plan(*sizes, DTYPES[dtype].itemsize), *sizes[3:], dtype) for dtype in DTYPES]
     return tasks
 
 
 def check_small() -> None:
-    for dtype in TYPES:
+    for dtype in DTYPES:
         worst = 0.0
         for sizes in SMALL:
             tensors = inputs(*sizes, dtype, seed=sizes[-1])

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BYTES_PER_SECOND = 3.0e12  # of an H100's memory
 CACHE_BYTES = 120e6  # more than its cache holds, twice over
 

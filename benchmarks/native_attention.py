@@ -1,6 +1,6 @@
 """Time the native CPU window attention against torch's SDPA form and the reference, interleaved in one process.
 
-    python benchmarks/native_attention.py --repeats 31
+    python -m benchmarks.native_attention --repeats 31
 
 Every round runs all alternatives in turn, each once before it is timed. Prints milliseconds (medians) and how many
 times faster each is than SDPA on as many threads (the median of the ratios within each round), then one line of JSON.
@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.timing import processor
 from lamamba import native
 from lamamba.attention import window_attention
 from lamamba.compile.kernels import window_attention_cpu, window_attention_sdpa
@@ -79,12 +78,6 @@ def measure(shape: tuple[Any, ...], repeats: int) -> dict[str, dict[str, float]]
             "least_times": round(min(times["SDPA", threads]) / min(taken), 2),
         }
     return found
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Time the native CPU cross scan against the loop in torch that takes its place, interleaved in one process.
 
-    python benchmarks/native_scan.py --repeats 21
+    python -m benchmarks.native_scan --repeats 21
 
 Every round runs all alternatives in turn. Prints milliseconds (medians) and how many times faster than the loop on two
 threads each is (the median of the ratios within each round), forward and backward apart, then one line of JSON.
@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.timing import processor
 from lamamba import native
 from lamamba.compile.kernels import cross_scan_loop
 
@@ -91,12 +90,6 @@ def measure(shape: tuple[int, ...], repeats: int) -> dict[str, dict[str, float]]
         median, least = round(float(np.median(taken)), 3), round(min(taken), 3)
         found[name] = {"ms": median, "least_ms": least, "times": round(ratio, 1)}
     return found
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

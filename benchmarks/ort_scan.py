@@ -22,7 +22,8 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from benchmarks.scan_bodies import arrays, processor
+from benchmarks.scan_bodies import arrays
+from benchmarks.timing import processor
 from lamamba import native
 from lamamba.compile.onnx_scan import body_for, one_node_model
 from lamamba.runtimes import ort_native

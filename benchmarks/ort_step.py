@@ -2,7 +2,7 @@
 
 All sessions live in one process and run in turn; peak memory is read from one process a model.
 
-    python benchmarks/ort_step.py --size S --batch 2 --threads 2
+    python -m benchmarks.ort_step --size S --batch 2 --threads 2
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import argparse
 import dataclasses
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from benchmarks.timing import interleaved, processor
 from lamamba import native
 from lamamba.config import PRESETS
 
@@ -68,22 +67,19 @@ def feeds(running: onnxruntime.InferenceSession, batch: int) -> dict[str, np.nda
     return values
 
 
-def interleaved(runs: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every round."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
 def peak(path: Path, batch: int, threads: int, with_native: bool) -> float:
     """MB that a process needs for loading the graph and running it three times, above what it had before."""
-    command = [sys.executable, __file__, "--peak", str(path), "--batch", str(batch), "--threads", str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.ort_step",
+        "--peak",
+        str(path),
+        "--batch",
+        str(batch),
+        "--threads",
+        str(threads),
+    ]
     done = subprocess.run(
         [*command, *(["--native"] if with_native else [])], capture_output=True, text=True, check=True
     )
@@ -91,12 +87,18 @@ def peak(path: Path, batch: int, threads: int, with_native: bool) -> float:
 
 
 def print_peak(path: Path, batch: int, threads: int, with_native: bool) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory("VmRSS")
     running = session(path, threads, with_native)
     values = feeds(running, batch)
     for _ in range(3):
         running.run(None, values)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(memory("VmHWM") - before)
+
+
+def memory(kind: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at most (Linux; getrusage would count the parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
 
 
 def main() -> None:
@@ -114,11 +116,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         facts = measure(Path(folder), options)
     versions = {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
-    print(json.dumps({"benchmark": "ort_step", **versions, "processor": native.instruction_set(), **facts}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "ort_step",
+                **versions,
+                "processor": processor(),
+                "instruction_set": native.instruction_set(),
+                **facts,
+            }
+        )
+    )
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.dit import export_dit
+    from benchmarks.dit import export_dit  # torch would weigh on the processes that read their peak memory
 
     graphs: dict[str, tuple[Path, bool]] = {}
     for side in SIDES:

@@ -1,6 +1,6 @@
 """Time the portable cross scan's bodies and softplus forms in ONNX Runtime on the CPU, interleaved in one process.
 
-    python benchmarks/scan_bodies.py --threads 1 --repeats 31
+    python -m benchmarks.scan_bodies --threads 1 --repeats 31
 
 Prints a table of medians with ratios to the body "scan" (the median of the ratios within each round), then node counts
 and load times of a graph with 21 scans, then one line of JSON.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from benchmarks.timing import processor
 from lamamba.compile import onnx_scan
 from lamamba.compile.onnx_scan_bodies import SCAN
 
@@ -189,12 +189,6 @@ def load(threads: int) -> dict[str, dict[str, float]]:
             nodes = len(onnx.load(saved).graph.node)
             found[name] = {"written": len(function.node), "run": nodes, "load_s": round(seconds, 3)}
     return found
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

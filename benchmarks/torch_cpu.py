@@ -1,6 +1,6 @@
 """The operators against the plain reference in eager torch on the CPU: evaluating S, a training step of `emoji`.
 
-python benchmarks/torch_cpu.py --threads 2
+python -m benchmarks.torch_cpu --threads 2
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.timing import interleaved
 from lamamba import native
 from lamamba.compile.ops import OPS, cross_scan
 from lamamba.config import PRESETS
@@ -53,14 +53,7 @@ def training_step(ops: Ops, size: str, batch: int) -> Callable[[], object]:
 
 
 def measure(title: str, runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
+    times = interleaved(runs, rounds)
     print(title)
     rows = {}
     for name, values in times.items():

@@ -5,7 +5,7 @@ B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank; C width, T
 | operator | CPU | CUDA |
 |---|---|---|
 | `lamamba::cross_scan` | native library, else the reference loop | Triton |
-| `lamamba::window_attention` | native library, else SDPA | Triton, else SDPA |
+| `lamamba::window_attention` | native library, else SDPA | Triton; gradients through matrix products |
 """
 
 from __future__ import annotations

@@ -98,7 +98,10 @@ class TorchEngine:
 
 
 def compiled(step: Step, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The step compiled whole: one graph for a batch of 1, one for all larger ones; on CUDA replayed as CUDA graphs."""
+    """The step compiled whole: one graph for a batch of 1, one for all larger ones; on CUDA replayed as CUDA graphs.
+
+    On a CPU torch's convolution takes another kernel from 16 images on, and with it the step another graph.
+    """
     run = torch.compile(step, fullgraph=True, mode="reduce-overhead" if device.type == "cuda" else "default")
 
     def call(

@@ -29,7 +29,7 @@ from lamamba.errors import InputError
 from lamamba.runtimes import ort_native
 from lamamba.runtimes.bundle import Bundle, open_bundle
 from lamamba.runtimes.ort import PROVIDERS, OrtEngine, open_engine, run_model
-from lamamba.runtimes.parity import TOLERANCES, probe_inputs, probe_step, relative_error
+from lamamba.runtimes.parity import TOLERANCES, probe_inputs, probe_step, psnr, relative_error
 from lamamba.runtimes.schedule import sampler_table
 from tests.unit.test_onnx_scan import error, expected, inputs
 
@@ -90,15 +90,16 @@ def test_both_paths_agree_on_one_bundle(bundle: Bundle, guided: bool, batch: int
 
 @built
 def test_both_paths_make_the_same_pictures(bundle: Bundle) -> None:
-    """Promised of float32; what half precision must reach, against the reference, the export's ladder proves."""
-    if bundle.manifest["precision"]["compute"] != "fp32":
-        pytest.skip("pictures of two paths in half precision are not promised to be the same")
+    """On the trajectory that the tolerances are for: 20 steps that draw no noise."""
     pictures = {
         choice: runtimes.load(bundle, native=choice).sample([0, 1, 2], seed=4, steps=20, sampler="ddim")
         for choice in ("off", "on")
     }
     steps = np.abs(pictures["on"].astype(int) - pictures["off"])
-    assert (steps <= 1).mean() >= 0.999
+    if bundle.manifest["precision"]["compute"] == "fp32":
+        assert (steps <= 1).mean() >= 0.999
+    else:
+        assert psnr(pictures["on"], pictures["off"]) >= TOLERANCES["fp16"].psnr
 
 
 @built
