@@ -23,7 +23,9 @@ def interrupted(
     place: Path, module: str, arguments: tuple[str, ...], moment: Callable[[], bool], signals: int = 1
 ) -> tuple[int, str, str]:
     """Exit code, output and errors of a command that gets SIGINT as soon as `moment` has come."""
-    code = f"from lamamba.cli.{module} import main; main()"
+    # A shell starts background jobs with SIGINT ignored, and Python leaves it so: the tests may run in one.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from lamamba.cli.{module} import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=place,
