@@ -28,9 +28,8 @@ def snake_paths(height: int, width: int) -> Tensor:
 
 
 def _alternate(lines: Tensor) -> Tensor:
-    lines = lines.clone()
-    lines[1::2] = lines[1::2].flip(1)
-    return lines
+    odd = torch.arange(lines.shape[0]) % 2 == 1
+    return torch.where(odd[:, None], lines.flip(1), lines)
 
 
 def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from torch.export import ExportedProgram
 
 from lamamba.compile.passes.fold_constants import fold_constants
-from lamamba.compile.passes.lower import lower_window_attention
+from lamamba.compile.passes.lower import lower_cross_scan, lower_window_attention, lower_window_attention_to_sdpa
 from lamamba.compile.passes.remove_noops import remove_noops
 from lamamba.compile.passes.split_linears import split_linears
 
@@ -24,7 +24,9 @@ __all__ = [
     "PRESERVING",
     "PassReport",
     "fold_constants",
+    "lower_cross_scan",
     "lower_window_attention",
+    "lower_window_attention_to_sdpa",
     "op_counts",
     "remove_noops",
     "run",

@@ -86,6 +86,29 @@ def test_lower_window_attention_needs_no_roll(step: ExportedProgram, tiny_checkp
     assert difference(outputs(program, tiny_checkpoint, 2), outputs(step, tiny_checkpoint, 2)) < 1e-5
 
 
+def test_lower_window_attention_to_sdpa(step: ExportedProgram, tiny_checkpoint: Checkpoint) -> None:
+    program, (report,) = passes.run(step, [passes.lower_window_attention_to_sdpa])
+    attentions = report.before["lamamba.window_attention.default"]
+    assert report.after["aten.scaled_dot_product_attention.default"] == attentions
+    for batch in (1, 3):
+        got, wanted = (outputs(p, tiny_checkpoint, batch) for p in (program, step))
+        assert difference(got, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_lower_cross_scan(step: ExportedProgram, tiny_checkpoint: Checkpoint, decomposed: bool) -> None:
+    table = torch.export.default_decompositions() if decomposed else None
+    program = passes.lower_window_attention(step)
+    program = program.run_decompositions(table) if decomposed else program
+    program = passes.remove_noops(passes.fold_constants(passes.lower_cross_scan(program, table)))
+    counts = passes.op_counts(program)
+    assert not any(name.startswith("lamamba") or "sort" in name or "arange" in name for name in counts)
+    assert not decomposed or not any("matmul" in name or "flatten" in name for name in counts)
+    for batch in (1, 3):
+        got, wanted = (outputs(p, tiny_checkpoint, batch) for p in (program, step))
+        assert difference(got, wanted) < 1e-5
+
+
 def test_fold_constants_computes_what_depends_on_weights_alone(step: ExportedProgram) -> None:
     program, (report,) = passes.run(step, [passes.fold_constants])
     assert report.after.get("aten.neg.default", 0) <= 1  # A = -exp(A_logs) is gone, the clipping bound stays
