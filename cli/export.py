@@ -7,7 +7,9 @@ import importlib.util
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +18,8 @@ from lamamba.cli.errors import Command
 from lamamba.errors import InputError
 from lamamba.files import check_writable
 from lamamba.runtimes import RUNTIMES, Bundle
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {"batch": ("coreml", "coreai")}  # of some targets only
 
 
 @click.command(cls=Command, name="lamamba-export", context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +34,9 @@ from lamamba.runtimes import RUNTIMES, Bundle
     help="Type of computation.",
 )
 @click.option("--weights", type=click.Choice(["fp32", "fp16"]), help="Type of stored weights; that of the computation.")
+@click.option(
+    "--batch", type=click.IntRange(1, 1024), help="Images that the graphs take at a time, where that is fixed."
+)
 @click.option("--name", help="Name of the model, for people.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written, but write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
@@ -40,6 +47,7 @@ def main(
     out: Path,
     precision: str,
     weights: str | None,
+    batch: int | None,
     name: str | None,
     dry_run: bool,
     as_json: bool,
@@ -53,7 +61,8 @@ def main(
     Example:
       lamamba-export emoji -t ort --weights fp16 -o emoji.lamamba
     """
-    check_target(target, precision)
+    options = {key: value for key, value in {"batch": batch}.items() if value is not None}
+    check_target(target, precision, options)
     from lamamba.checkpoint import load_checkpoint
     from lamamba.compile.bundle import Precision, check_replaceable
     from lamamba.compile.export import TARGETS
@@ -72,12 +81,17 @@ def main(
     logging.getLogger("torch").setLevel(logging.ERROR)  # it tells of packages that are not missed
     writer = TARGETS[target]
     assert writer is not None
-    bundle = writer(checkpoint, out, chosen, lambda line: click.echo(line, err=True))
+    bundle = writer(checkpoint, out, chosen, lambda line: click.echo(line, err=True), **options)
     _tell_done(out, bundle, time.perf_counter() - started, as_json)
 
 
-def check_target(target: str, precision: str) -> None:
+def check_target(target: str, precision: str, options: Mapping[str, Any]) -> None:
     """Raise InputError for what cannot be exported in this version, or here."""
+    for option in options:
+        if target not in OPTIONS[option]:
+            raise InputError(
+                f"--{option} is for the targets {', '.join(OPTIONS[option])}, not for {target}; leave it out"
+            )
     if RUNTIMES[target] is None:
         raise InputError(f"the target {target} is not in this version of lamamba; the targets are ort and torch")
     if precision == "bf16" and target != "torch":

@@ -40,8 +40,9 @@ def manifest(
     graphs: Mapping[str, Any],
     ops: Sequence[Mapping[str, Any]],
     rungs: Sequence[Rung],
+    batch: int | None = None,
 ) -> dict[str, Any]:
-    """Everything a manifest says but its files and digest."""
+    """Everything a manifest says but its files and digest; `batch` is that of graphs made for one size only."""
     config, meta = checkpoint.config, checkpoint.metadata
     clip = IMAGE_CLIP if meta.space == "image" else UNCLIPPED
     alphas = linear_alphas_cumprod()
@@ -62,6 +63,7 @@ def manifest(
         "target": target,
         "precision": dataclasses.asdict(precision),
         "graphs": graphs,
+        **({} if batch is None else {"batch": batch}),
         "ops": list(ops),
         "defaults": DEFAULTS,
         "schedule": {"kind": "linear", "alphas_cumprod": alphas.tolist()},

@@ -1,4 +1,4 @@
-"""From the reference network to one captured graph of the step, with a free batch size."""
+"""From the reference network to one captured graph of the step, with a free batch size or a fixed one."""
 
 from __future__ import annotations
 
@@ -30,12 +30,17 @@ def example_inputs(config: ModelConfig, guided: bool, batch: int = EXAMPLE_BATCH
     return inputs
 
 
-def capture(checkpoint: Checkpoint, *, guided: bool, dtype: torch.dtype = torch.float32) -> ExportedProgram:
-    """Capture the step of a checkpoint, computing in `dtype` with float32 inputs; scan and attention one node each."""
+def capture(
+    checkpoint: Checkpoint, *, guided: bool, dtype: torch.dtype = torch.float32, batch: int | None = None
+) -> ExportedProgram:
+    """Capture the step of a checkpoint, computing in `dtype` with float32 inputs; scan and attention one node each.
+
+    The batch size is free where none is given.
+    """
     step = Step(in_precision(checkpoint.model(OPS), dtype), guided).eval()
-    inputs = example_inputs(checkpoint.config, guided)
-    batch = Dim("batch", min=1, max=1 << 16)
-    shapes = {name: None if name in ("t", "coef") else {0: batch} for name in inputs}
+    inputs = example_inputs(checkpoint.config, guided, batch or EXAMPLE_BATCH)
+    free = None if batch else {0: Dim("batch", min=1, max=1 << 16)}
+    shapes = {name: None if name in ("t", "coef") else free for name in inputs}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         return torch.export.export(step, (), inputs, dynamic_shapes=shapes)

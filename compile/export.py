@@ -100,7 +100,8 @@ def export_ort(checkpoint: Checkpoint, out: Path, precision: Precision, report: 
     return open_bundle(out, verify=False)
 
 
-TARGETS: dict[str, Callable[[Checkpoint, Path, Precision, Report], Bundle] | None] = {
+# Called with checkpoint, path, precision and report, and the options of that target by name.
+TARGETS: dict[str, Callable[..., Bundle] | None] = {
     "torch": export_torch,
     "ort": export_ort,
     "trt": None,

@@ -69,6 +69,11 @@ class Bundle:
         return c, h, w
 
     @property
+    def batch(self) -> int | None:
+        """Images that the graphs take at a time; None where that is free."""
+        return self.manifest.get("batch")
+
+    @property
     def clip(self) -> float:
         """Bound on x0 while sampling."""
         return float(self.manifest["sample"]["clip"])

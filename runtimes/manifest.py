@@ -80,6 +80,7 @@ OPTIONAL: Mapping[str, tuple[str, Test]] = {
     "precision.compute": ("fp32, fp16 or bf16", lambda v: v in ("fp32", "fp16", "bf16")),
     "precision.storage": ("text", is_text),
     "graphs": ("an object", _object),
+    "batch": ("a positive whole number", lambda v: _whole(v) and v > 0),
     "ops": ("a list of objects", _list_of(_object)),
     "tables": ("a list of objects", _list_of(_object)),
     "parity": ("a list of comparisons", _list_of(_rung)),

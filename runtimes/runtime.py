@@ -99,7 +99,7 @@ class Runtime:
         check_seed(seed)
         if not 0 <= first < 2**32 - len(classes):
             raise InputError(f"first must be an image index of 32 bits, got {first}")
-        batch = DEFAULT_BATCH if batch is None else batch
+        batch = self.bundle.batch or DEFAULT_BATCH if batch is None else batch
         if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
             raise InputError(f"batch must be a positive whole number, got {batch!r}")
         strength = float(self.bundle.defaults["guidance"] if guidance is None else guidance)

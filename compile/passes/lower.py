@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lamamba.compile import portable, portable_scan
 from lamamba.compile.passes.program import edited, finished, is_op
 
-Table = Mapping[torch._ops.OperatorBase, Callable[..., Any]]
+Table = Mapping[torch._ops.OpOverload, Callable[..., Any]]
 
 
 def lower(

@@ -102,6 +102,8 @@ def test_a_latent_model_from_a_folder_to_pictures_to_be_decoded(place: Path, lat
         (["model", *DRY, "-t", "abacus"], "'abacus' is not one of 'torch', 'ort', 'trt', 'coreml', 'coreai'"),
         (["model", *DRY, "--precision", "bf16"], "the target ort has no bf16; use --precision fp32 or fp16"),
         (["model", *DRY, "--precision", "int4"], "'int4' is not one of"),
+        (["model", *DRY, "--batch", "4"], "--batch is for the targets coreml, coreai, not for ort; leave it out"),
+        (["model", *DRY, "--batch", "0"], "0 is not in the range"),
         (["model", *DRY, "--name", "two\nlines"], "names must be text without control characters"),
         (["model", *DRY, "-o", "file"], "file is a file; a bundle is a folder"),
         (["model", *DRY, "-o", "file/a.lamamba"], "cannot write to"),

@@ -12,6 +12,7 @@ import pytest
 
 from lamamba.errors import InputError
 from lamamba.runtimes.bundle import Bundle
+from lamamba.runtimes.fixed_batch import FixedBatch
 from lamamba.runtimes.noise import normal
 from lamamba.runtimes.runtime import Runtime
 from lamamba.runtimes.sampler import Progress, SamplingError, check_not_flat, sample_latents, to_images
@@ -300,3 +301,21 @@ def test_pixels_are_rounded_half_up_in_float64() -> None:
     planes = np.zeros((1, 3, 2, 2), np.float32)
     planes[0, 0, 0, 1] = 1
     assert to_images(planes)[0, 0, 1].tolist() == [255, 128, 128]
+
+
+def test_an_engine_of_one_batch_size_takes_any_number() -> None:
+    """Groups of two, the last filled up: the same latents, and bitwise the same however many are asked for."""
+    pairs = ToyEngine()
+    grouped: Any = FixedBatch(pairs, 2)
+    np.testing.assert_allclose(run(grouped, batch=5), run(batch=5), rtol=1e-6, atol=1e-6)
+    assert [list(labels) for _, labels, _ in pairs.begun] == [[0, 2], [1, 1], [0, 0]]
+    assert np.array_equal(run(grouped, labels=LABELS[:1], batch=8), run(grouped, batch=2)[:1])
+    assert {len(x) for x, _, _ in pairs.begun} == {2}
+
+
+def test_a_bundle_of_one_batch_size_is_sampled_at_it() -> None:
+    engine = ToyEngine()
+    made = runtime(engine)
+    fixed = dataclasses.replace(made, bundle=Bundle(path=Path("toy"), manifest={**made.bundle.manifest, "batch": 2}))
+    fixed.sample_latents([0, 1, 2])
+    assert [len(x) for x, _, _ in engine.begun] == [2, 1]
