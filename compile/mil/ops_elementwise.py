@@ -75,7 +75,7 @@ def cast(x: Tensor, dtype: str) -> Tensor:
 
 
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
-    """Gaussian error linear unit: EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION."""
+    """Gaussian error linear unit: EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION; KeyError for another mode."""
     values = wide(x)
     if mode == "SIGMOID_APPROXIMATION":
         return (values * torch.sigmoid(1.702 * values)).to(x.dtype)

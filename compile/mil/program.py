@@ -26,8 +26,8 @@ from lamamba.compile.mil.values import Type, Value, type_of, value_of
 from lamamba.compile.mil.weights import WeightFile
 from lamamba.errors import InputError
 
-# What torch raises when sizes, dtypes or indices do not fit.
-UNFIT = (RuntimeError, ValueError, IndexError, TypeError, AttributeError)
+# What torch and Python raise when sizes, dtypes, indices or modes do not fit.
+UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
