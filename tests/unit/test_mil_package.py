@@ -286,3 +286,13 @@ def test_weights_of_another_size_or_dtype(tmp_path: Path) -> None:
             WeightFile(path).array(offset, dtype, count)
     with pytest.raises(InputError, match=r"metadata at byte 9+"):
         WeightFile(path).array(999999, "int8", 24)
+
+
+def test_values_are_freed_after_their_last_use(package: Path) -> None:
+    program = load_package(package)
+    computed = [name for operation in program.operations for name, _ in operation.outputs]
+    freed = [name for names in program.dead for name in names]
+    assert sorted(freed) == sorted({*computed, *program.inputs} - set(program.outputs))
+    for operation, later in zip(program.dead, range(1, len(program.dead) + 1), strict=True):
+        read = {name for o in program.operations[later:] for names in o.inputs.values() for name in names}
+        assert not read & set(operation)
