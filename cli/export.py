@@ -19,6 +19,7 @@ from lamamba.errors import InputError
 from lamamba.files import check_writable
 from lamamba.runtimes import RUNTIMES, Bundle
 
+EXPORTERS = {"coreai": (("coreai_torch", "coreai"),)}  # packages that only this target needs, and their extras
 OPTIONS: Mapping[str, tuple[str, ...]] = {"batch": ("coreml", "coreai")}  # of some targets only
 
 
@@ -65,13 +66,14 @@ def main(
     check_target(target, precision, options)
     from lamamba.checkpoint import load_checkpoint
     from lamamba.compile.bundle import Precision, check_replaceable
-    from lamamba.compile.export import TARGETS
+    from lamamba.compile.export import TARGETS, check_storage
 
     checkpoint = load_checkpoint(model)
     if name is not None:
         checkpoint = dataclasses.replace(checkpoint, metadata=dataclasses.replace(checkpoint.metadata, name=name))
     checkpoint.metadata.check(checkpoint.config)
     chosen = Precision(compute=precision, storage=weights or precision)
+    check_storage(target, chosen)
     check_replaceable(out)
     check_writable(out.absolute().parent)
     if dry_run:
@@ -96,8 +98,9 @@ def check_target(target: str, precision: str, options: Mapping[str, Any]) -> Non
         raise InputError(f"the target {target} is not in this version of lamamba; the targets are ort and torch")
     if precision == "bf16" and target != "torch":
         raise InputError(f"the target {target} has no bf16; use --precision fp32 or fp16")
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("exporting needs torch: pip install 'lamamba[torch]'")
+    for package, extra in (("torch", "torch"), *EXPORTERS.get(target, ())):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"exporting for {target} needs {package}: pip install 'lamamba[{extra}]'")
 
 
 def _tell_plan(out: Path, target: str, precision: dict[str, str], as_json: bool) -> None:

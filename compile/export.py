@@ -100,13 +100,29 @@ def export_ort(checkpoint: Checkpoint, out: Path, precision: Precision, report: 
     return open_bundle(out, verify=False)
 
 
+def check_storage(target: str, precision: Precision) -> None:
+    """Raise InputError where a target stores weights only in the type that it computes with, and not so is asked."""
+    if target == "coreai" and precision.storage != precision.compute:
+        raise InputError(
+            f"{target} stores weights as it computes with them, in {precision.compute}; leave --weights out, "
+            f"or use --precision {precision.storage}"
+        )
+
+
+def export_coreai(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report, **options: Any) -> Bundle:
+    """See `lamamba.compile.export_coreai`, which needs packages that other targets do without."""
+    from lamamba.compile import export_coreai as coreai
+
+    return coreai.export_coreai(checkpoint, out, precision, report, **options)
+
+
 # Called with checkpoint, path, precision and report, and the options of that target by name.
 TARGETS: dict[str, Callable[..., Bundle] | None] = {
     "torch": export_torch,
     "ort": export_ort,
     "trt": None,
     "coreml": None,
-    "coreai": None,
+    "coreai": export_coreai,
 }
 
 

@@ -20,7 +20,7 @@ RUNTIMES: dict[str, str | None] = {
     "ort": "onnxruntime",
     "trt": None,
     "coreml": None,
-    "coreai": None,
+    "coreai": "coreai",
 }
 
 

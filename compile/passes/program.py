@@ -24,8 +24,11 @@ def edited(program: ExportedProgram) -> ExportedProgram:
 
 
 def finished(program: ExportedProgram) -> ExportedProgram:
-    """The program after an edit: unused operators dropped, the graph checked and its code made anew."""
+    """The program after an edit: unused operators dropped, outputs named as they are, the code made anew."""
     program.graph.eliminate_dead_code()
+    for spec, value in zip(program.graph_signature.output_specs, program.graph.output_node().args[0]):  # type: ignore[arg-type]
+        if isinstance(value, fx.Node):
+            spec.arg = TensorArgument(name=value.name)
     program.graph.lint()
     program.graph_module.recompile()
     return program

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fractions
+import importlib.util
 import json
 import os
 import pickle
@@ -98,7 +99,6 @@ def test_a_latent_model_from_a_folder_to_pictures_to_be_decoded(place: Path, lat
         (["model/model.safetensors", *DRY], "is one file of two; give the folder"),
         (["model", *DRY, "-t", "trt"], "the target trt is not in this version of lamamba"),
         (["model", *DRY, "-t", "coreml"], "the target coreml is not in this version of lamamba"),
-        (["model", *DRY, "-t", "coreai"], "the target coreai is not in this version of lamamba"),
         (["model", *DRY, "-t", "abacus"], "'abacus' is not one of 'torch', 'ort', 'trt', 'coreml', 'coreai'"),
         (["model", *DRY, "--precision", "bf16"], "the target ort has no bf16; use --precision fp32 or fp16"),
         (["model", *DRY, "--precision", "int4"], "'int4' is not one of"),
@@ -118,6 +118,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(place: Path, model: Path, argu
     (place / "file").touch()
     assert message in refused(main, *arguments)
     assert names(place) == ["file", "model"]
+
+
+def test_a_target_whose_converter_is_not_installed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "coreai_torch" else found(name))
+    line = refused(main, "model", *DRY, "-t", "coreai")
+    assert "exporting for coreai needs coreai_torch: pip install 'lamamba[coreai]'" in line
+
+
+def test_weights_in_a_type_that_the_target_does_not_keep(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found("json" if name == "coreai_torch" else name))
+    line = refused(main, "model", *DRY, "-t", "coreai", "--weights", "fp16")
+    assert "coreai stores weights as it computes with them, in fp32" in line
 
 
 def test_weights_that_do_not_fit(place: Path, model: Path, tiny_checkpoint: Checkpoint) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINKS = ("cli", "compile", "runtimes")
-HEAVY = ("torch", "safetensors", "onnx", "onnxscript", "triton", "diffusers", "coremltools", "tensorrt")
+HEAVY = ("torch", "safetensors", "onnx", "onnxscript", "triton", "diffusers", "coremltools", "coreai", "tensorrt")
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # the torch engine runs the network with the compiler's operators, when it is asked for
 ALLOWED = {("runtimes/torch.py", "lamamba.compile.ops")}
@@ -86,7 +86,7 @@ def test_the_check_sees_an_offence(tmp_path: Path) -> None:
 
 
 def test_runtimes_stand_on_numpy_and_their_own_engine() -> None:
-    engines = {"torch": {"torch"}, "ort": {"onnxruntime"}}  # by the first word of the file's name
+    engines = {"torch": {"torch"}, "ort": {"onnxruntime"}, "coreai": {"coreai"}}  # by the first word of the file's name
     for path in sources("runtimes"):
         packages = {name.partition(".")[0] for name in imports_at_once(path)} - set(sys.stdlib_module_names)
         assert packages <= {"numpy", "lamamba"} | engines.get(path.stem.partition("_")[0], set()), path
