@@ -40,7 +40,12 @@ def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str 
         if reason := native.unusable() or _uncovered(ops, provider) or _refused():
             raise InputError(f"the native library {native.PATH.name} cannot be used: {reason}; use native 'auto'")
         return native.PATH
-    if not native.PATH.exists() or not native.available() or _uncovered(ops, provider):
+    if not native.PATH.exists() or not native.available():
+        return None
+    if provider == CUDA and (reason := _damaged()):
+        warn(reason)
+        return None
+    if _uncovered(ops, provider):
         return None
     if reason := _refused():
         warn(reason)
@@ -76,8 +81,10 @@ def _uncovered(ops: Sequence[Mapping[str, Any]], provider: str) -> str:
     library.lamamba_covers_attention.argtypes = [ctypes.c_char_p, ctypes.c_int]
     if not ops:
         return "the bundle names no operators that it could compute"
-    if provider == CUDA and (reason := _without_kernels()):
+    if provider == CUDA and (reason := _damaged()):
         return reason
+    if provider == CUDA and not cuda.add_kernels():
+        return "the package holds no kernels for CUDA"
     for op in ops:
         if not _covers(library, op, provider):
             return f"on the {provider} it does not compute {dict(op)!r:.200}"
@@ -96,12 +103,13 @@ def _covers(library: ctypes.CDLL, op: Mapping[str, Any], provider: str) -> bool:
     return bool(library.lamamba_covers(provider.encode(), kind, *sizes))
 
 
-def _without_kernels() -> str:
-    """Why there are no kernels for CUDA, or an empty text: then the library has them."""
+def _damaged() -> str:
+    """Why the library does not take the package's kernels for CUDA; empty if it does or there are none."""
     try:
-        return "" if cuda.add_kernels() else "the package holds no kernels for CUDA"
+        cuda.add_kernels()
     except InputError as error:
         return str(error)
+    return ""
 
 
 def _refused() -> str:

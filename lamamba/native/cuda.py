@@ -1,7 +1,7 @@
 """The library's kernels for CUDA devices: what `ptx/kernels.json` lists, given to the library. No torch, no CUDA.
 
-The file holds `{"kernels": [...]}`; a kernel has the members of `lamamba_kernel` and `lamamba_launch` in
-`compile/kernels/native/cuda_kernels.h`, its `ptx` being the name of a file beside it:
+The file holds `{"format": 1, "kernels": [...]}`; a kernel has the members of `lamamba_kernel` and `lamamba_launch` in
+`compile/kernels/native/cuda_kernels.h`, its `ptx` being the name of a file beside it, which may be compressed (.xz):
 
     {"capability": 80, "type": "fp16", "rank_least": 17, "rank_most": 32, "state": 1, "when": "D%16 B*L*D<1000000",
      "scratch": "total=16*B*L*D", "ptx": "few_80_fp16.ptx", "launches": [{"entry": "few", "arguments": "x proj dt_weight
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import lzma
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lamamba import native
 from lamamba.errors import InputError
 
 INDEX = "kernels.json"
+FORMAT = 1  # of the index; one that says another number is of another version of this package
 TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}  # `lamamba_type`
 
 
@@ -67,14 +69,32 @@ def add_kernels(folder: Path | None = None) -> int:
     library = native.library()
     if library is None:
         raise InputError(f"no native library to give the kernels of {index} to; reinstall the package")
-    try:
-        kernels = json.loads(index.read_bytes())["kernels"]
-        for kernel in kernels:
-            if library.lamamba_add_kernel(ctypes.byref(_kernel(kernel, (folder / kernel["ptx"]).read_bytes()))):
-                raise InputError(f"{index} lists a kernel that the library does not take: {kernel!r:.300}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index} is damaged ({error!r:.200}); reinstall the package") from error
+    for kernel in (kernels := _kernels(index)):
+        if library.lamamba_add_kernel(ctypes.byref(kernel)):
+            raise InputError(f"{index} lists a kernel that the library does not take: {_text(kernel)}; "
+                             "reinstall the package")  # fmt: skip
     return len(kernels)
+
+
+def _kernels(index: Path) -> list[Kernel]:
+    """What an index lists, with the PTX."""
+    try:
+        facts = json.loads(index.read_bytes())
+        if facts["format"] == FORMAT:
+            ptx = functools.cache(_read)  # many kernels have the same
+            return [_kernel(kernel, ptx(index.parent / kernel["ptx"])) for kernel in facts["kernels"]]
+    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is damaged ({error!r:.200}); reinstall the package") from error
+    raise InputError(f"{index} has format {facts['format']!r:.20}, this package reads {FORMAT}; reinstall the package")
+
+
+def _read(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
+def _text(kernel: Kernel) -> str:
+    launches = [kernel.launches[i].entry.decode() for i in range(kernel.launch_count)]
+    return f"{' '.join(launches)} for {kernel.capability}, type {kernel.type}, when '{kernel.when.decode()}'"
 
 
 def _kernel(facts: Mapping[str, Any], ptx: bytes) -> Kernel:

@@ -16,10 +16,10 @@ DRIVER_SOURCE = r"""
 #include <string.h>
 int capabilities[4] = {80}, devices = 1, version = 12080, current_device = 0, fail_load = 0, fail_launch = 0;
 void *context = (void *)1;
-int loads = 0, launches = 0, attribute = 0, shared_asked = 0;
-char entries[64][64], images[64][256];
+int loads = 0, last_module = 0, launches = 0, attribute = 0, shared_asked = 0;
+char entries[2048][64], images[2048][256];
 struct { int entry; unsigned grid[3], block[3], shared; void *stream; unsigned long long values[16]; } calls[64];
-int argument_count = 0;
+int argument_count = 0, modules[2048];
 static int functions = 0;
 int cuInit(unsigned flags) { return flags; }
 int cuDriverGetVersion(int *out) { *out = version; return 0; }
@@ -43,6 +43,7 @@ int cuModuleLoadDataEx(void **out, const void *image, unsigned count, int *optio
 }
 int cuModuleGetFunction(void **out, void *module, const char *name) {
   if (!strcmp(name, "absent")) return 500;
+  modules[functions] = (int)((char (*)[256])module - images);
   strncpy(entries[functions], name, 63);
   *out = entries[functions++];
   return 0;
@@ -52,6 +53,7 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
                    unsigned shared, void *stream, void **arguments, void **extra) {
   if (fail_launch || extra || !gx || !gy || !gz) return 1;
   calls[launches].entry = (int)((char (*)[64])function - entries);
+  last_module = modules[calls[launches].entry];
   unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
   memcpy(calls[launches].grid, grid, sizeof grid);
   memcpy(calls[launches].block, block, sizeof block);
@@ -111,7 +113,7 @@ def calls() -> list[Call]:
 
 
 def text(array: str, index: int, length: int) -> str:
-    kept = (ctypes.c_char * length * 64).in_dll(driver, array)[index]
+    kept = (ctypes.c_char * length * 2048).in_dll(driver, array)[index]
     return bytes(kept).split(b"\0")[0].decode()
 
 
@@ -307,6 +309,31 @@ def modules_are_loaded_once_a_context() -> None:
     assert text("images", 0, 256) == ptx("80", entries=[(b"forward", ALL)]).decode()[:255]
 
 
+def kernels_with_the_same_ptx_load_it_once() -> None:
+    kernel(launch(grid=b"D/32 1 1"), when=b"B<2")
+    kernel(launch(grid=b"D/64 1 1"))
+    assert forward(batch=1) == forward() == forward(batch=1) == ""
+    assert [call.grid[0] for call in calls()] == [3, 2, 3]
+    assert get("loads") == 1
+    put("fail_load", 1)
+    kernel(launch(entry=b"other"), capability=75, target="75")
+    device(75)
+    assert "CUDA_ERROR_INVALID_PTX" in forward()
+    put("fail_load", 0)
+    assert forward() == ""
+    assert get("loads") == 2
+
+
+def too_large_an_image_is_refused() -> None:
+    kernel(launch())
+    error = ctypes.create_string_buffer(200)
+    for sizes in ((1, 1 << 12, 1 << 12, 128, 3, 1), (1, 1 << 14, 1 << 14, 1, 3, 1)):
+        nothing = [ctypes.c_void_p()] * 9
+        assert library.lamamba_cuda_forward(ctypes.byref(Sizes(*sizes)), 0, *nothing, error, ctypes.c_size_t(200)) == -1
+        assert b"has too many elements" in error.value
+    assert not calls()
+
+
 def errors_are_one_line() -> None:
     kernel(launch(), launch(entry=b"absent"), when=b"B<2")
     kernel(launch())
@@ -336,6 +363,8 @@ CASES: dict[str, Callable[[], None]] = {
         every_device_must_be_covered,
         nonsense_is_refused,
         modules_are_loaded_once_a_context,
+        kernels_with_the_same_ptx_load_it_once,
+        too_large_an_image_is_refused,
         errors_are_one_line,
     )
 }

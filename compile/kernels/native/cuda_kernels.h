@@ -35,13 +35,14 @@ typedef struct {
 
 // Adds a kernel; everything is copied. Of several that could compute a call, the one for the latest capability is
 // taken, and of those the one added first; `lamamba_covers` counts only those without conditions, so add one of these
-// last. Returns 0, or -1 for a description that does not make sense.
+// last. Of kernels with the same PTX one copy is kept. Returns 0, or -1 for a description that does not make sense.
 int lamamba_add_kernel(const lamamba_kernel *kernel);
 
 // Bytes of device memory that a call in the current context needs beside its tensors, or -1 if no kernel computes it.
 int64_t lamamba_cuda_scratch(const lamamba_sizes *sizes, int type);
 
-// `lamamba_cross_scan_forward` in device memory of the current context, in the order of `stream` (a CUstream).
+// `lamamba_cross_scan_forward` in device memory of the current context, in the order of `stream` (a CUstream). Tensors
+// and scratch are aligned to 16 bytes; an image has at most 2^31 - 1 elements in x and in proj.
 // Returns 0, or -1 and a line of text in `error`, which has room for `room` letters.
 int lamamba_cuda_forward(const lamamba_sizes *sizes, int type, const void *x, const void *proj, const float *dt_weight,
                          const float *dt_bias, const float *a, const float *d, void *y, void *scratch, void *stream,

@@ -11,9 +11,13 @@ namespace lamamba::cuda {
 namespace {
 
 using Functions = std::vector<void *>;
-using Loaded = std::map<std::pair<void *, const Kernel *>, Functions>;  // by context
 
-// Guarded by Lock; never destroyed, as the registry.
+// What was loaded into each context. Guarded by Lock; never destroyed, as the registry.
+struct Loaded {
+  std::map<std::pair<void *, const std::string *>, void *> modules;  // by PTX
+  std::map<std::pair<void *, const Kernel *>, Functions> functions;
+};
+
 Loaded &all_loaded() {
   static Loaded *const all = new Loaded;
   return *all;
@@ -24,24 +28,26 @@ const char *name_of(const Driver &driver, int result) {
   return driver.cuGetErrorName(result, &name) == 0 && name ? name : "an unknown error";
 }
 
-void *load_module(const Driver &driver, const Kernel &kernel, const Complaint &complaint) {
+void *load_module(const Driver &driver, const Kernel &kernel, void *context, const Complaint &complaint) {
+  void *&module = all_loaded().modules[{context, kernel.ptx}];
+  if (module) return module;
   constexpr int LOG = 5, LOG_BYTES = 6;  // CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES
   char log[256] = {};
   int options[] = {LOG, LOG_BYTES};
   void *values[] = {log, reinterpret_cast<void *>(sizeof log)};
-  void *module = nullptr;
-  const int result = driver.cuModuleLoadDataEx(&module, kernel.ptx.c_str(), 2, options, values);
+  const int result = driver.cuModuleLoadDataEx(&module, kernel.ptx->c_str(), 2, options, values);
   if (result == 0) return module;
+  module = nullptr;
   log[sizeof log - 1] = 0;
   log[strcspn(log, "\n")] = 0;
   complaint.say("%s while loading PTX for %d: %.150s", name_of(driver, result), kernel.capability, log);
   return nullptr;
 }
 
-bool load(const Driver &driver, const Kernel &kernel, Functions *functions, const Complaint &complaint) {
+bool load(const Driver &driver, const Kernel &kernel, void *context, Functions *functions, const Complaint &complaint) {
   constexpr int DYNAMIC_SHARED = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
   constexpr int FREE_SHARED = 48 << 10;
-  void *module = load_module(driver, kernel, complaint);
+  void *module = load_module(driver, kernel, context, complaint);
   if (!module) return false;
   for (const Launch &launch : kernel.launches) {
     void *function = nullptr;
@@ -66,11 +72,12 @@ const Functions *functions_of(const Driver &driver, const Kernel &kernel, const 
     return nullptr;
   }
   const Lock lock;
-  const auto found = all_loaded().find({context, &kernel});
-  if (found != all_loaded().end()) return &found->second;
+  auto &all = all_loaded().functions;
+  const auto found = all.find({context, &kernel});
+  if (found != all.end()) return &found->second;
   Functions functions;
-  if (!load(driver, kernel, &functions, complaint)) return nullptr;
-  return &all_loaded().emplace(std::make_pair(context, &kernel), std::move(functions)).first->second;
+  if (!load(driver, kernel, context, &functions, complaint)) return nullptr;
+  return &all.emplace(std::make_pair(context, &kernel), std::move(functions)).first->second;
 }
 
 // What cuLaunchKernel reads an argument from.
@@ -146,6 +153,12 @@ const Kernel *kernel_for(const lamamba_sizes &sizes, int type, const Complaint &
   }
   if (driver->cuCtxGetDevice(&device) || driver->cuDriverGetVersion(&version)) {
     complaint.say("no current CUDA device");
+    return nullptr;
+  }
+  if (sizes.height * sizes.width * sizes.channels > INT32_MAX ||
+      sizes.height * sizes.width * 4 * (sizes.rank + 2 * sizes.state) > INT32_MAX) {
+    complaint.say("an image of %lld x %lld x %lld with R %lld has too many elements; split its channels",
+                  (long long)sizes.height, (long long)sizes.width, (long long)sizes.channels, (long long)sizes.rank);
     return nullptr;
   }
   const int capability = capability_of(*driver, device);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include <deque>
+#include <set>
 #include <utility>
 
 namespace lamamba::cuda {
@@ -19,6 +20,12 @@ pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 std::deque<Kernel> &kernels() {
   static std::deque<Kernel> *const all = new std::deque<Kernel>;
   return *all;
+}
+
+// Many kernels have the same PTX: one copy. Guarded by Lock.
+const std::string *kept(const char *ptx) {
+  static std::set<std::string> *const all = new std::set<std::string>;
+  return &*all->emplace(ptx).first;
 }
 
 // The CUDA version whose driver first reads this PTX (8.5 came with 12.5, 8.6 with 12.7, 9.0 with 13.0), or -1.
@@ -93,17 +100,17 @@ bool read_kernel(const lamamba_kernel &given, Kernel *kernel) {
   kernel->state = given.state;
   kernel->when = given.when ? given.when : "";
   kernel->scratch = given.scratch ? given.scratch : "";
-  kernel->ptx = given.ptx;
-  kernel->driver_version = driver_for(kernel->ptx);
+  const std::string ptx = given.ptx;
+  kernel->driver_version = driver_for(ptx);
   std::vector<Piece> scratch;
   int64_t bytes;
   bool all;
-  if (kernel->driver_version < 0 || !is_made_for(given.capability, kernel->ptx, &kernel->here_only)) return false;
+  if (kernel->driver_version < 0 || !is_made_for(given.capability, ptx, &kernel->here_only)) return false;
   if (!hold(kernel->when, ONES, &all) || !lay_out(kernel->scratch, ONES, &scratch, &bytes)) return false;
   kernel->launches.resize(size_t(given.launch_count));
   for (size_t i = 0; i < kernel->launches.size(); ++i)
     if (!read_launch(given.launches[i], scratch, &kernel->launches[i]) ||
-        !fits(kernel->ptx, kernel->launches[i], scratch))
+        !fits(ptx, kernel->launches[i], scratch))
       return false;
   return true;
 }
@@ -183,6 +190,7 @@ extern "C" __attribute__((visibility("default"))) int lamamba_add_kernel(const l
   Kernel kernel;
   if (!given || !read_kernel(*given, &kernel)) return -1;
   const Lock lock;
+  kernel.ptx = kept(given->ptx);
   kernels().push_back(std::move(kernel));
   return 0;
 } catch (...) {  // no memory

@@ -19,7 +19,8 @@ struct Launch {
 struct Kernel {
   int capability, type;
   int64_t rank_least, rank_most, state;
-  std::string when, scratch, ptx;
+  std::string when, scratch;
+  const std::string *ptx;  // one text for all kernels that have the same
   bool here_only;      // for devices of this capability, not for later ones
   int driver_version;  // from which on drivers read such PTX
   std::vector<Launch> launches;
