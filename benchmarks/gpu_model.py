@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.dit import dit
-from lamamba.attention import window_attention
+from lamamba.compile.fused import fused
 from lamamba.compile.ops import OPS
 from lamamba.config import PRESETS, ModelConfig
 from lamamba.count import count, totals
 from lamamba.initialise import random_model
-from lamamba.model import LaMamba
+from lamamba.layers import PatchEmbed, PatchExpanding, PatchMerging, TimestepEmbedder
+from lamamba.model import LaMamba, LaMambaBlock
 from lamamba.precision import DTYPES, in_precision
 from lamamba.runtimes.parity import TOLERANCES
 
@@ -52,8 +53,9 @@ def compiled(blocks: Iterable[nn.Module], model: nn.Module) -> nn.Module:
     return model
 
 
-def blocks_of(model: LaMamba) -> list[nn.Module]:
-    return [block for stage in (*model.layers, model.mid_layer, *model.layers_up) for block in stage.blocks]
+def parts_of(model: LaMamba) -> list[nn.Module]:
+    kinds = (LaMambaBlock, PatchMerging, PatchExpanding, PatchEmbed, TimestepEmbedder)
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def correctness(size: str, side: int, dtype: str, run: Callable[..., Tensor], model: LaMamba) -> float:
@@ -100,17 +102,17 @@ def interleaved(graphs: dict[str, torch.cuda.CUDAGraph], rounds: int = ROUNDS) -
     return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
-def network(size: str, side: int, dtype: str, attention: str) -> LaMamba:
-    ops = OPS if attention == "op" else OPS._replace(window_attention=window_attention)
-    return in_precision(random_model(config_of(size, side), seed=1, ops=ops), DTYPES[dtype]).cuda()
+def network(size: str, side: int, dtype: str, fuse: bool) -> LaMamba:
+    model = in_precision(random_model(config_of(size, side), seed=1, ops=OPS), DTYPES[dtype]).cuda()
+    return fused(model) if fuse else model
 
 
-def compare(size: str, side: int, dtype: str, batches: list[int], attention: str) -> list[dict[str, Any]]:
+def compare(size: str, side: int, dtype: str, batches: list[int], fuse: bool) -> list[dict[str, Any]]:
     started = time.perf_counter()
-    lamamba = network(size, side, dtype, attention)
+    lamamba = network(size, side, dtype, fuse)
     peer = dit(size, side).to(DTYPES[dtype]).cuda()
     runs: dict[str, Callable[..., Tensor]] = {
-        "lamamba": compiled(blocks_of(lamamba), lamamba),
+        "lamamba": compiled(parts_of(lamamba), lamamba),
         "dit": half(compiled(peer.body.transformer_blocks, peer), DTYPES[dtype]),
     }
     error = correctness(size, side, dtype, runs["lamamba"], lamamba)
@@ -147,10 +149,10 @@ def half(run: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor
     return lambda x, t, y: run(x.to(dtype), t, y)
 
 
-def profile(size: str, side: int, dtype: str, batch: int, attention: str) -> None:
+def profile(size: str, side: int, dtype: str, batch: int, fuse: bool) -> None:
     """The kernels that take the time of a compiled evaluation."""
-    model = network(size, side, dtype, attention)
-    run, arguments = compiled(blocks_of(model), model), inputs(batch, side)
+    model = network(size, side, dtype, fuse)
+    run, arguments = compiled(parts_of(model), model), inputs(batch, side)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.inference_mode():
         for _ in range(3):
@@ -158,7 +160,7 @@ def profile(size: str, side: int, dtype: str, batch: int, attention: str) -> Non
         with torch.profiler.profile(activities=activities) as found:
             for _ in range(3):
                 run(*arguments)
-    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=28, max_name_column_width=70))
+    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=100))
 
 
 def main() -> None:
@@ -167,20 +169,18 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 16, 64])
-    parser.add_argument(
-        "--attention", default="op", choices=["op", "inline"], help="as one operator, or left to the compiler"
-    )
+    parser.add_argument("--no-fuse", dest="fuse", action="store_false", help="the reference's layers")
     parser.add_argument("--profile", type=int, help="print the kernels of an evaluation at this batch instead")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if options.profile:
-        profile(options.size, options.sides[0], options.dtypes[0], options.profile, options.attention)
+        profile(options.size, options.sides[0], options.dtypes[0], options.profile, options.fuse)
         return
     rows = [
         row
         for dtype in options.dtypes
         for side in options.sides
-        for row in compare(options.size, side, dtype, options.batches, options.attention)
+        for row in compare(options.size, side, dtype, options.batches, options.fuse)
     ]
     versions = {"torch": torch.__version__, "python": platform.python_version(), "device": torch.cuda.get_device_name()}
     print(json.dumps({"benchmark": "gpu_model", **versions, "rows": rows}))

@@ -90,10 +90,14 @@ class SS2D(nn.Module):
         self.out_norm = nn.LayerNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, width, bias=False)
 
+    def decay_rates(self) -> Tensor:
+        """A of the state space model: (K, D, N), negative, float32."""
+        return -torch.exp(self.A_logs.float()).view(PATHS, -1, self.A_logs.shape[-1])
+
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).contiguous()
         proj = F.linear(x, self.x_proj_weight.flatten(0, 1))
-        a = -torch.exp(self.A_logs.float()).view(PATHS, -1, self.A_logs.shape[-1])
-        y = self.cross_scan(x, proj, self.dt_projs_weight, self.dt_projs_bias, a, self.Ds.view(PATHS, -1))
+        a, d = self.decay_rates(), self.Ds.view(PATHS, -1)
+        y = self.cross_scan(x, proj, self.dt_projs_weight, self.dt_projs_bias, a, d)
         return self.out_proj(self.out_norm(y) * F.silu(z))

@@ -31,7 +31,8 @@ def open_engine(
         device: a torch device name. threads: torch's CPU threads, left alone by default.
         compile: compile the step with `torch.compile`, on CUDA with CUDA graphs; the first steps then take minutes.
     """
-    from lamamba.compile.ops import OPS  # the one place where a runtime needs the compiler's operators
+    from lamamba.compile.fused import fused  # the one place where a runtime needs the compiler's operators
+    from lamamba.compile.ops import OPS
 
     if missing := [name for name in NEEDED if name not in bundle.files]:
         raise InputError(
@@ -43,7 +44,8 @@ def open_engine(
     if checkpoint.config != bundle.config:
         raise InputError(f"{bundle.path}: config.json and the manifest tell of different models; export it again")
     compute = str(bundle.manifest["precision"].get("compute", "fp32")) if bundle.target == "torch" else "fp32"
-    return TorchEngine(in_precision(checkpoint.model(OPS), DTYPES[compute]), device, compile)
+    model = in_precision(checkpoint.model(OPS), DTYPES[compute])
+    return TorchEngine(fused(model) if device.startswith("cuda") else model, device, compile)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

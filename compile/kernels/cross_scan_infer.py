@@ -20,7 +20,6 @@ from lamamba.compile.kernels.cross_scan_tiles import (
     LOG2E,
     columns_of_product,
     entering,
-    product,
     rows_of_product,
     softplus,
     tile_of_product,
@@ -174,10 +173,9 @@ def anywhere(x, proj, dt_weight, dt_bias, a, d, B, H, W, D, R, y, total, S: tl.c
                 dt = proj + (_spot(row, path, H, W) * (4 * width) + path * width)[:, None] + k[None, :]
                 z = tl.zeros([S * U, C], tl.float32)
                 for first in range(0, R, K):
-                    high, low = weights(dt_weight + path * D * R, channel, channel < D, first, 0, R, K,
-                                        proj.dtype.element_ty)  # fmt: skip
+                    w = weights(dt_weight + path * D * R, channel, channel < D, first, 0, R, K, proj.dtype.element_ty)
                     there = (row < L)[:, None] & (first + k < R)[None, :]
-                    z = product(tl.load(dt + first, mask=there, other=0.0), high, low, z, PRECISION)
+                    z = tl.dot(tl.load(dt + first, mask=there, other=0.0), w, z, input_precision=PRECISION)
                 z = tile_of_product(z, S, U) * LOG2E + bias[None, None, :]
                 delta = softplus(z, x.dtype.element_ty == tl.float32)
                 decay = tl.where(mask, tl.exp2(delta * rate[None, None, :]), 1.0)

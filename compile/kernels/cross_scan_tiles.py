@@ -89,15 +89,11 @@ def b_and_c_of_product(z, S: tl.constexpr, U: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def weights(address, channel, ok, first, shift, R, K: tl.constexpr, type):
-    """dt_weight of a path as a factor [K, C], whose row k stands for column first + k of what is read of proj.
-
-    In two parts of the type of proj, if that is half precision: their sum is nearly the float32 weight.
-    """
+    """dt_weight of a path as a factor [K, C] in the type of proj; row k stands for column first + k of what is read."""
     rank = first + tl.arange(0, K) - shift
     mask = ((rank >= 0) & (rank < R))[None, :] & ok[:, None]
     w = tl.load(address + channel[:, None] * R + rank[None, :], mask=mask, other=0.0)
-    high = w.to(type)
-    return tl.trans(high), tl.trans((w - high.to(tl.float32)).to(type))
+    return tl.trans(w.to(type))
 
 
 @triton.jit
@@ -105,15 +101,6 @@ def selection(first, at, K: tl.constexpr, type):
     """The factor [K, 8] that picks column `at` (b) into even columns, and the one after it (c) into odd ones."""
     row = first + tl.arange(0, K) - at
     return tl.where(row[:, None] == (tl.arange(0, 8) % 2)[None, :], 1.0, 0.0).to(type)
-
-
-@triton.jit
-def product(dt, w, w_rest, z, PRECISION: tl.constexpr):
-    """z + dt @ (w + w_rest); of float32, z + dt @ w."""
-    z = tl.dot(dt, w, z, input_precision=PRECISION)
-    if dt.dtype != tl.float32:
-        z = tl.dot(dt, w_rest, z)
-    return z
 
 
 @triton.jit

@@ -15,7 +15,6 @@ from lamamba.compile.kernels.cross_scan_tiles import (
     LOG2E,
     b_and_c_of_product,
     entering,
-    product,
     selection,
     softplus,
     tile_of_product,
@@ -83,16 +82,13 @@ def _columns(path, first, R, K: tl.constexpr, ALIGN: tl.constexpr):
 
 @triton.jit
 def factors(dt_weight, path, channel, ok, D, R, K1: tl.constexpr, K2: tl.constexpr, ALIGN: tl.constexpr, kind):
-    """What the columns of proj are multiplied by: weights in two parts and the selection of b and c, for K1 and K2."""
+    """What the columns of proj are multiplied by: weights and the selection of b and c, for K1 and K2."""
     w = dt_weight + path * D * R
     _, shift = _columns(path, 0, R, K1, ALIGN)
-    high, low = weights(w, channel, ok, 0, shift, R, K1, kind)
-    pick = selection(0, R + shift, K1, kind)
+    by = (weights(w, channel, ok, 0, shift, R, K1, kind), selection(0, R + shift, K1, kind))
     if K2 > 0:
-        high_2, low_2 = weights(w, channel, ok, K1, shift, R, K2, kind)
-        return high, low, pick, high_2, low_2, selection(K1, R + shift, K2, kind)
-    else:
-        return high, low, pick
+        by = by + (weights(w, channel, ok, K1, shift, R, K2, kind), selection(K1, R + shift, K2, kind))
+    return by
 
 
 @triton.jit
@@ -111,13 +107,13 @@ def _tile(x, proj, x_at, dt_at, path, by, of, R, S: tl.constexpr, U: tl.constexp
     xs = tl.load(x + x_at).to(tl.float32)
     columns, _ = _columns(path, 0, R, K1, ALIGN)
     dt = tl.load(proj + dt_at + columns[None, :])
-    z = product(dt, by[0], by[1], tl.zeros([S * U, C], tl.float32), PRECISION)
-    bc = tl.dot(dt, by[2], input_precision=PRECISION)
+    z = tl.dot(dt, by[0], input_precision=PRECISION)
+    bc = tl.dot(dt, by[1], input_precision=PRECISION)
     if K2 > 0:
         columns, _ = _columns(path, K1, R, K2, ALIGN)
         dt = tl.load(proj + dt_at + columns[None, :])
-        z = product(dt, by[3], by[4], z, PRECISION)
-        bc = tl.dot(dt, by[5], bc, input_precision=PRECISION)
+        z = tl.dot(dt, by[2], z, input_precision=PRECISION)
+        bc = tl.dot(dt, by[3], bc, input_precision=PRECISION)
     b, c = b_and_c_of_product(bc, S, U, C)
     delta = softplus(tile_of_product(z, S, U) * LOG2E + of[0][None, None, :], x.dtype.element_ty == tl.float32)
     return xs, c, tl.exp2(delta * of[1][None, None, :]), delta * (xs * b)

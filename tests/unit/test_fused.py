@@ -1,0 +1,121 @@
+"""The kernels and the network of `lamamba.compile.fused`, on a CUDA device or in Triton's interpreter.
+
+Triton reads the switch to its interpreter when it is first imported, so without a device a process of its own runs
+this file once more.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from tests.unit.triton_interpreter import mend
+
+CUDA = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
+BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # the rounding of results
+SHAPES = [(2, 5, 7, 24), (1, 3, 2, 320)]  # B, H, W, channels
+
+in_kernel = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="no CUDA device: runs in test_in_interpreter")
+each_type = pytest.mark.parametrize("dtype", list(BOUND), ids=["fp32", "fp16", "bf16"])
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype).to(DEVICE)
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    assert torch.isfinite(got).all()
+    return float((got.double() - wanted).abs().max() / wanted.abs().max())
+
+
+if INTERPRETED:
+    mend()
+
+
+@pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests of this file run in this process")
+def test_in_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "--noconftest", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@in_kernel
+@each_type
+@each_shape
+def test_convolution(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    from lamamba.compile.kernels import depthwise_triton
+
+    channels = shape[3]
+    wide, taps = randn(*shape[:3], 2 * channels, dtype=dtype), randn(9, channels, dtype=dtype)
+    for x in (wide[..., :channels], wide[..., channels:].contiguous(), wide.transpose(1, 2)[..., :channels]):
+        weight = taps.double().t().reshape(channels, 1, 3, 3)
+        wanted = F.silu(F.conv2d(x.double().permute(0, 3, 1, 2), weight, padding=1, groups=channels))
+        y = depthwise_triton.forward(x, taps)
+        assert y.dtype == dtype
+        assert y.is_contiguous()
+        assert error(y, wanted.permute(0, 2, 3, 1)) <= BOUND[dtype]
+
+
+@in_kernel
+@each_type
+@each_shape
+def test_gated_norm(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    from lamamba.compile.kernels import norm_triton
+
+    c = shape[3]
+    y, z = randn(*shape, dtype=dtype) + 3, randn(*shape[:3], 2 * c, dtype=dtype)[..., c:]
+    weight, bias = randn(c, dtype=dtype), randn(c, dtype=dtype)
+    wanted = F.layer_norm(y.double(), (c,), weight.double(), bias.double(), 1e-5) * F.silu(z.double())
+    assert error(norm_triton.gated(y, z, weight, bias, 1e-5), wanted) <= BOUND[dtype]
+
+
+@in_kernel
+@each_type
+@each_shape
+def test_modulated_norm(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    from lamamba.compile.kernels import norm_triton
+
+    batch, c = shape[0], shape[3]
+    x, branch, modulation = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype), randn(batch, 9 * c, dtype=dtype)
+    weight, bias = randn(c, dtype=dtype), randn(c, dtype=dtype)
+    parts = modulation.double()[:, None, None].chunk(9, dim=-1)
+    for part in range(3):
+        added = None if part == 0 else branch
+        total, got = norm_triton.modulated(x, added, modulation, part, weight, bias, 1e-6)
+        wanted = x.double() if added is None else x.double() + parts[3 * part - 1] * added.double()
+        if added is not None:
+            assert error(total, wanted) <= BOUND[dtype]
+        normed = F.layer_norm(wanted, (c,), weight.double(), bias.double(), 1e-6)
+        assert error(got, normed * (1 + parts[3 * part + 1]) + parts[3 * part]) <= BOUND[dtype]
+
+
+@in_kernel
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)], ids=["fp32", "bf16"])
+def test_network(dtype: torch.dtype, bound: float) -> None:
+    """A network whose scan and attention are the reference's: what is rewritten is all that differs."""
+    from lamamba.compile.fused import fused
+    from lamamba.config import preset
+    from lamamba.initialise import random_model
+    from lamamba.precision import in_precision
+
+    model = random_model(preset("tiny"), seed=1)
+    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([300.0]), torch.tensor([1, 2])
+    with torch.inference_mode():
+        wanted = model(x, t, y).double()
+        rewritten = fused(in_precision(model, dtype).to(DEVICE))
+        assert error(rewritten(x.to(DEVICE), t.to(DEVICE), y.to(DEVICE)).cpu(), wanted) <= bound
+        rewritten.layers[0].blocks[0].op.taps.zero_()
+        assert error(rewritten(x.to(DEVICE), t.to(DEVICE), y.to(DEVICE)).cpu(), wanted) > bound
