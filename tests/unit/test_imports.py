@@ -19,7 +19,7 @@ LINKS = ("cli", "compile", "runtimes")
 HEAVY = ("torch", "safetensors", "onnx", "onnxscript", "triton", "diffusers", "coremltools", "coreai", "tensorrt")
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # the torch engine runs the network with the compiler's operators, when it is asked for
-ALLOWED = {("runtimes/torch.py", "lamamba.compile.ops")}
+ALLOWED = {("runtimes/torch.py", "lamamba.compile.ops"), ("runtimes/torch.py", "lamamba.compile.fused")}
 
 
 def sources(layer: str) -> list[Path]:
