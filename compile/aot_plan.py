@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from lamamba.compile.kernels import cross_scan_cuda as cuda
 from lamamba.compile.kernels.cross_scan_cuda import Plan
 
-VECTOR = 16  # bytes of a load: what proj is aligned to in the kernels of the pack, which odd R in halves forbids
+VECTOR = 16  # bytes of a load: what proj is aligned to, but in halves with odd R
 COLUMNS = 96  # of proj that kernels of the pack read at most: R up to 90, 80 being XL's; more make a MB of PTX each
+ODD_COLUMNS = 16  # the same where proj is not so aligned: R up to 11
 MANY = 1 << 24  # images, so many that a program takes as many as it can
 MOST_RANK = 2**31 - 1
 
@@ -36,7 +37,11 @@ def in_pack(how: Plan, bytes_each: int) -> bool:
     """Whether the pack has this kernel for elements of so many bytes; `anywhere` takes the place of others."""
     if how.kernel == "anywhere":
         return True
-    return how.sizes["ALIGN"] * bytes_each == VECTOR and how.sizes["K1"] + how.sizes["K2"] <= COLUMNS
+    return _reads(how.sizes["K1"] + how.sizes["K2"], how.sizes["ALIGN"] * bytes_each)
+
+
+def _reads(columns: int, alignment: int) -> bool:
+    return columns <= (COLUMNS if alignment == VECTOR else ODD_COLUMNS)
 
 
 def anywhere() -> Plan:
@@ -60,23 +65,23 @@ def general() -> list[Entry]:
 
 
 def _rank_runs(bytes_each: int) -> Iterator[range]:
-    """Ranges of R whose columns of proj are read alike, of kernels in the pack."""
-    step = 1 if bytes_each == 4 else 2
-    first = step
+    """Ranges of R whose columns of proj are read alike, of kernels in the pack; in halves even ones, then odd ones."""
 
     def parts(rank: int) -> tuple[int, int] | None:
-        found = cuda.columns(rank, cuda.alignment(rank, bytes_each))
-        return found if found and sum(found) <= COLUMNS else None
+        align = cuda.alignment(rank, bytes_each)
+        found = cuda.columns(rank, align)
+        return found if found and _reads(sum(found), align * bytes_each) else None
 
-    for rank in range(step, COLUMNS + step, step):
-        if parts(rank + step) != parts(rank):
-            if parts(first) is not None:
-                yield range(first, rank + 1, step)
-            first = rank + step
+    for first, step in [(1, 1)] if bytes_each == 4 else [(2, 2), (1, 2)]:
+        for rank in range(first, COLUMNS + step, step):
+            if parts(rank + step) != parts(rank):
+                if parts(first) is not None:
+                    yield range(first, rank + 1, step)
+                first = rank + step
 
 
 def _entries_of_ranks(ranks: range, bytes_each: int) -> Iterator[Entry]:
-    always = [f"D%{cuda.CHANNELS}"] + ([f"R%{ranks.step}"] if ranks.step > 1 else [])
+    always = [f"D%{cuda.CHANNELS}"] + (["R%2"] if ranks.step == 2 and ranks[0] % 2 == 0 else [])
     for conditions, height, width in _grids(ranks[0], bytes_each):
         for condition, grid, how in _batches(height, width, ranks[0], bytes_each):
             when = " ".join([*always, *conditions, *condition])
