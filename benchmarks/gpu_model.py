@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.dit import dit
+from benchmarks.gpu_timing import interleaved, recorded
 from lamamba.compile.fused import fused
 from lamamba.compile.ops import OPS
 from lamamba.config import PRESETS, ModelConfig
@@ -30,7 +31,6 @@ from lamamba.model import LaMamba, LaMambaBlock
 from lamamba.precision import DTYPES, in_precision
 from lamamba.runtimes.parity import TOLERANCES
 
-ROUNDS = 21
 DIT_GMACS = {("S", 32): 6.06, ("XL", 32): 118.6, ("XL", 64): 524.6}  # as the DiT paper counts
 
 
@@ -69,39 +69,6 @@ def correctness(size: str, side: int, dtype: str, run: Callable[..., Tensor], mo
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-def recorded(run: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run(*arguments)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(*arguments)
-    return graph
-
-
-def milliseconds(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / repeats
-
-
-def interleaved(graphs: dict[str, torch.cuda.CUDAGraph], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median milliseconds of each graph, measured in turn."""
-    repeats = {name: max(1, int(20 / max(milliseconds(graph, 3), 1e-3))) for name, graph in graphs.items()}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for _ in range(rounds):
-        for name, graph in graphs.items():
-            times[name].append(milliseconds(graph, repeats[name]))
-    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
-
-
 def network(size: str, side: int, dtype: str, fuse: bool) -> LaMamba:
     model = in_precision(random_model(config_of(size, side), seed=1, ops=OPS), DTYPES[dtype]).cuda()
     return fused(model) if fuse else model
@@ -125,7 +92,7 @@ def compare(size: str, side: int, dtype: str, batches: list[int], fuse: bool) ->
     for batch in batches:
         arguments = inputs(batch, side)
         with torch.inference_mode():
-            graphs = {name: recorded(run, arguments) for name, run in runs.items()}
+            graphs = {name: recorded(run, *arguments) for name, run in runs.items()}
             times = interleaved(graphs)
         gmacs = totals(count(config_of(size, side)))["macs"] / 1e9
         row = {"size": size, "side": side, "dtype": dtype, "batch": batch, "error": error, **times}

@@ -33,20 +33,39 @@ def sets_for(bytes_each: float) -> int:
 
 def median_seconds(calls: list[Callable[[], Any]], rounds: int = 15) -> float:
     """Of one call: all of them, on different tensors, are recorded in one graph, which is replayed."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
+    graph = recorded(lambda: [call() for call in calls])
+    graph.replay()
+    return statistics.median(milliseconds(graph, 1) for _ in range(rounds)) / 1e3 / len(calls)
+
+
+def recorded(run: Callable[..., Any], *arguments: Any) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(*arguments)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        run(*arguments)
+    return graph
+
+
+def milliseconds(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
         graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / len(calls))
-    return statistics.median(times)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / repeats
+
+
+def interleaved(graphs: dict[str, torch.cuda.CUDAGraph], rounds: int = 21) -> dict[str, float]:
+    """Median milliseconds of each graph, measured in turn."""
+    repeats = {name: max(1, int(20 / max(milliseconds(graph, 3), 1e-3))) for name, graph in graphs.items()}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            times[name].append(milliseconds(graph, repeats[name]))
+    return {name: statistics.median(values) for name, values in times.items()}

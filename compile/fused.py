@@ -8,6 +8,7 @@ B batch, H W grid, C width of a block, D inner channels.
 | gate, sum, LayerNorm and modulation in one kernel; LayerNorm and gate of the scan in another | two kernels each |
 | GELU in the epilogue of the product before it (half precision) | a pass over the widest tensors |
 | decay rates and position biases as constants | kernels for both in each block |
+| patches times a matrix | a convolution, which cuDNN computes in TF32 unless told otherwise |
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamamba.attention import WindowAttention
-from lamamba.layers import Mlp
+from lamamba.layers import Mlp, PatchEmbed
 from lamamba.model import LaMamba, LaMambaBlock
 from lamamba.scan import PATHS, SS2D
 
@@ -37,9 +38,20 @@ def fused(model: LaMamba) -> LaMamba:
             module.__class__ = FusedAttention
         elif isinstance(module, LaMambaBlock):
             module.__class__ = FusedBlock
+        elif isinstance(module, PatchEmbed):
+            module.__class__ = FusedPatchEmbed
         elif isinstance(module, Mlp) and module.fc1.weight.dtype in HALF:
             module.__class__ = FusedMlp
     return model
+
+
+class FusedPatchEmbed(PatchEmbed):
+    """`PatchEmbed` without a convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.proj.kernel_size[0]
+        patches = x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
 
 
 class FusedBlock(LaMambaBlock):

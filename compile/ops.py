@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from lamamba import native
-from lamamba.compile.kernels import cross_scan_cpu, cross_scan_loop, window_attention_cpu, window_attention_sdpa
+from lamamba.compile.kernels import (
+    cross_scan_cpu,
+    cross_scan_loop,
+    cross_scan_mamba,
+    window_attention_cpu,
+    window_attention_sdpa,
+)
+from lamamba.errors import InputError
 from lamamba.model import Ops
 
 
@@ -116,3 +123,11 @@ cross_scan.register_autograd(_scan_gradients, setup_context=_keep_tensors)
 window_attention.register_autograd(_attention_gradients, setup_context=_keep_tensors)
 
 OPS = Ops(cross_scan=cross_scan, window_attention=window_attention)
+SCANS = ("lamamba", "mamba-ssm")
+
+
+def ops_with(scan: str) -> Ops:
+    """The operators with one of SCANS for the cross scan; InputError for another name."""
+    if scan not in SCANS:
+        raise InputError(f"no scan {scan!r}; the scans are {', '.join(SCANS)}")
+    return OPS if scan == "lamamba" else OPS._replace(cross_scan=cross_scan_mamba.cross_scan)

@@ -23,16 +23,17 @@ NEEDED = ("config.json", "model.safetensors")
 
 
 def open_engine(
-    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, compile: bool = False
+    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, compile: bool = False, scan: str = "lamamba"
 ) -> TorchEngine:
     """The engine of a bundle that carries its configuration and weights, as torch and ort bundles do.
 
     Args:
         device: a torch device name. threads: torch's CPU threads, left alone by default.
         compile: compile the step with `torch.compile`, on CUDA with CUDA graphs; the first steps then take minutes.
+        scan: "lamamba", or "mamba-ssm" for that package's kernel, on CUDA devices.
     """
     from lamamba.compile.fused import fused  # the one place where a runtime needs the compiler's operators
-    from lamamba.compile.ops import OPS
+    from lamamba.compile.ops import ops_with
 
     if missing := [name for name in NEEDED if name not in bundle.files]:
         raise InputError(
@@ -44,7 +45,7 @@ def open_engine(
     if checkpoint.config != bundle.config:
         raise InputError(f"{bundle.path}: config.json and the manifest tell of different models; export it again")
     compute = str(bundle.manifest["precision"].get("compute", "fp32")) if bundle.target == "torch" else "fp32"
-    model = in_precision(checkpoint.model(OPS), DTYPES[compute])
+    model = in_precision(checkpoint.model(ops_with(scan)), DTYPES[compute])
     return TorchEngine(fused(model) if device.startswith("cuda") else model, device, compile)
 
 

@@ -36,7 +36,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def error(got: Tensor, wanted: Tensor) -> float:
     assert torch.isfinite(got).all()
-    return float((got.double() - wanted).abs().max() / wanted.abs().max())
+    return float((got.detach().double() - wanted.detach()).abs().max() / wanted.detach().abs().max())
 
 
 if INTERPRETED:
@@ -100,6 +100,17 @@ def test_modulated_norm(shape: tuple[int, int, int, int], dtype: torch.dtype) ->
             assert error(total, wanted) <= BOUND[dtype]
         normed = F.layer_norm(wanted, (c,), weight.double(), bias.double(), 1e-6)
         assert error(got, normed * (1 + parts[3 * part + 1]) + parts[3 * part]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_patches(p: int) -> None:
+    from lamamba.compile.fused import FusedPatchEmbed
+    from lamamba.layers import PatchEmbed
+
+    embed, x = PatchEmbed(3, 24, p).double(), torch.randn(2, 3, 8, 16).double()
+    wanted = embed(x)
+    embed.__class__ = FusedPatchEmbed
+    assert error(embed(x), wanted) <= 1e-12
 
 
 @in_kernel
