@@ -43,7 +43,7 @@ class Command(click.Command):
 
 
 EXTRAS = {"torch": "torch", "safetensors": "torch", "onnx": "torch", "onnxscript": "torch", "onnxruntime": "ort"}
-EXTRAS |= {"coreai": "coreai", "coreai_torch": "coreai"}
+EXTRAS |= {"coreai": "coreai", "coreai_torch": "coreai", "coremltools": "coreml"}
 
 
 def _advice(package: str | None) -> str:

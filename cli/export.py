@@ -19,8 +19,14 @@ from lamamba.errors import InputError
 from lamamba.files import check_writable
 from lamamba.runtimes import RUNTIMES, Bundle
 
-EXPORTERS = {"coreai": (("coreai_torch", "coreai"),)}  # packages that only this target needs, and their extras
-OPTIONS: Mapping[str, tuple[str, ...]] = {"batch": ("coreml", "coreai")}  # of some targets only
+# packages that only this target needs, and their extras
+EXPORTERS = {"coreml": (("coremltools", "coreml"),), "coreai": (("coreai_torch", "coreai"),)}
+OPTIONS: Mapping[str, tuple[str, ...]] = {  # of some targets only
+    "batch": ("coreml", "coreai"),
+    "deployment_target": ("coreml",),
+    "attention": ("coreml",),
+    "compress": ("coreml",),
+}
 
 
 @click.command(cls=Command, name="lamamba-export", context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,6 +44,21 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {"batch": ("coreml", "coreai")}  # of s
 @click.option(
     "--batch", type=click.IntRange(1, 1024), help="Images that the graphs take at a time, where that is fixed."
 )
+@click.option(
+    "--deployment-target",
+    type=click.Choice(["iOS17", "iOS18", "iOS26"]),
+    help="For coreml: the oldest system that runs it, or the macOS of that year; iOS18.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["sdpa", "matmul"]),
+    help="For coreml: attention as one operator, or as products; sdpa where the system has it.",
+)
+@click.option(
+    "--compress",
+    type=click.Choice(["int8", "palette6", "palette4"]),
+    help="For coreml: weights of 8 bits, or of a palette of 64 or 16 values; the report says what that costs.",
+)
 @click.option("--name", help="Name of the model, for people.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written, but write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
@@ -48,10 +69,10 @@ def main(
     out: Path,
     precision: str,
     weights: str | None,
-    batch: int | None,
     name: str | None,
     dry_run: bool,
     as_json: bool,
+    **of_target: Any,
 ) -> None:
     """Export MODEL for a runtime and prove it equal to the reference.
 
@@ -62,7 +83,7 @@ def main(
     Example:
       lamamba-export emoji -t ort --weights fp16 -o emoji.lamamba
     """
-    options = {key: value for key, value in {"batch": batch}.items() if value is not None}
+    options = {key: value for key, value in of_target.items() if value is not None}
     check_target(target, precision, options)
     from lamamba.checkpoint import load_checkpoint
     from lamamba.compile.bundle import Precision, check_replaceable
@@ -92,7 +113,8 @@ def check_target(target: str, precision: str, options: Mapping[str, Any]) -> Non
     for option in options:
         if target not in OPTIONS[option]:
             raise InputError(
-                f"--{option} is for the targets {', '.join(OPTIONS[option])}, not for {target}; leave it out"
+                f"--{option.replace('_', '-')} is for the target{'s' * (len(OPTIONS[option]) > 1)} "
+                f"{', '.join(OPTIONS[option])}, not for {target}; leave it out"
             )
     if RUNTIMES[target] is None:
         raise InputError(f"the target {target} is not in this version of lamamba; the targets are ort and torch")

@@ -20,9 +20,10 @@ from lamamba.runtimes.bundle import MANIFEST, Bundle, open_bundle
 
 @click.command(cls=Command, name="lamamba-info", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("what", metavar="PRESET|MODEL|BUNDLE")
+@click.option("--compute-plan", "planned", is_flag=True, help="Of a coreml bundle, on a Mac: what computes where.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.version_option(__version__)
-def main(what: str, as_json: bool) -> None:
+def main(what: str, planned: bool, as_json: bool) -> None:
     """Show the configuration, parameters and multiply-accumulates of a model, and a bundle's manifest and state.
 
     \b
@@ -33,9 +34,19 @@ def main(what: str, as_json: bool) -> None:
       lamamba-info XL
     """
     facts = describe(what)
+    if planned:
+        facts["compute_plan"] = _compute_plan(facts)
     click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else "\n".join(text(facts)))
     if damage := facts.get("bundle", {}).get("damage"):
         raise InputError(damage[0] + (f" ({len(damage)} files are damaged)" if len(damage) > 1 else ""))
+
+
+def _compute_plan(facts: dict[str, Any]) -> dict[str, Any]:
+    from lamamba.runtimes.coreml_plan import compute_plan
+
+    if "bundle" not in facts:
+        raise InputError(f"{facts['name']} is not a bundle; only coreml bundles have a compute plan")
+    return compute_plan(open_bundle(facts["bundle"]["path"]))
 
 
 def describe(what: str) -> dict[str, Any]:
@@ -117,6 +128,10 @@ def text(facts: dict[str, Any]) -> list[str]:
         )
     if "bundle" in facts:
         lines += _bundle_text(facts["bundle"])
+    if "compute_plan" in facts:
+        from lamamba.runtimes.coreml_plan import text as plan_text
+
+        lines += plan_text(facts["compute_plan"])
     return lines
 
 

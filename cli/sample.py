@@ -38,6 +38,11 @@ DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
 @click.option(
     "--compile", "compiled", is_flag=True, help="With the torch runtime: compile the step first; takes minutes."
 )
+@click.option(
+    "--compute-units",
+    type=click.Choice(["all", "cpu", "cpu-gpu", "cpu-ne"]),
+    help="With the coreml runtime: what of a Mac may compute.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
 @click.option(
     "--class",
@@ -75,6 +80,7 @@ def main(
     runtime: str,
     device: str,
     compiled: bool,
+    compute_units: str | None,
     threads: int | None,
     classes: tuple[str, ...],
     num: int,
@@ -97,7 +103,8 @@ def main(
     if preview is not None:
         check_preview(preview, latent)
     labels = labels_in_turn(opened, classes, num)
-    engine = load(opened, runtime, **_engine_options(opened, runtime, device, threads, compiled))
+    options = _engine_options(opened, runtime, device, threads, compiled, compute_units)
+    engine = load(opened, runtime, **options)
     plan = _plan(engine, numbers)
     loaded = time.perf_counter()
     with interruptible() as interrupted, tqdm(total=num * plan["steps"], unit="step", disable=None) as bar:
@@ -137,7 +144,9 @@ def class_name(bundle: Bundle, label: int) -> str:
     return bundle.class_names[label] if bundle.class_names else str(label)
 
 
-def _engine_options(bundle: Bundle, runtime: str, device: str, threads: int | None, compiled: bool) -> dict[str, Any]:
+def _engine_options(
+    bundle: Bundle, runtime: str, device: str, threads: int | None, compiled: bool, compute_units: str | None
+) -> dict[str, Any]:
     name = bundle.target if runtime == "auto" else runtime
     # threads beyond the processors would only wait for one another
     options: dict[str, Any] = {} if threads is None else {"threads": min(threads, os.cpu_count() or 1)}
@@ -147,6 +156,10 @@ def _engine_options(bundle: Bundle, runtime: str, device: str, threads: int | No
         raise InputError(f"--compile is for the torch runtime, this run uses {name}; add --runtime torch")
     if compiled:
         options["compile"] = True
+    if compute_units and name != "coreml":
+        raise InputError(f"--compute-units is for the coreml runtime, this run uses {name}; leave it out")
+    if compute_units:
+        options["compute_units"] = compute_units
     return options
 
 

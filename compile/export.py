@@ -102,11 +102,18 @@ def export_ort(checkpoint: Checkpoint, out: Path, precision: Precision, report: 
 
 def check_storage(target: str, precision: Precision) -> None:
     """Raise InputError where a target stores weights only in the type that it computes with, and not so is asked."""
-    if target == "coreai" and precision.storage != precision.compute:
+    if target in ("coreml", "coreai") and precision.storage != precision.compute:
         raise InputError(
             f"{target} stores weights as it computes with them, in {precision.compute}; leave --weights out, "
             f"or use --precision {precision.storage}"
         )
+
+
+def export_coreml(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report, **options: Any) -> Bundle:
+    """See `lamamba.compile.export_coreml`, which needs a package that other targets do without."""
+    from lamamba.compile import export_coreml as coreml
+
+    return coreml.export_coreml(checkpoint, out, precision, report, **options)
 
 
 def export_coreai(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report, **options: Any) -> Bundle:
@@ -121,7 +128,7 @@ TARGETS: dict[str, Callable[..., Bundle] | None] = {
     "torch": export_torch,
     "ort": export_ort,
     "trt": None,
-    "coreml": None,
+    "coreml": export_coreml,
     "coreai": export_coreai,
 }
 

@@ -78,6 +78,11 @@ class Prover:
         ladder = self.ladder(engine, run_scan, precision)
         return self._climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
 
+    def prove_compressed(self, engine: Engine, compression: str) -> list[Rung]:
+        """Steps, trajectory and image of compressed weights against the uncompressed: rungs "step, int8" and so on."""
+        ladder = self._network(engine, compression)
+        return self._climb(dataclasses.replace(rung, rung=f"{rung.rung}, {compression}") for rung in ladder)
+
     def _climb(self, ladder: Iterator[Rung]) -> list[Rung]:
         rungs = []
         for rung in ladder:
@@ -94,6 +99,9 @@ class Prover:
         for stage, scan in scans_of(self.checkpoint, precision):
             value = relative_error(run_scan(scan), scan_in_float64(scan))
             yield error_rung("op", f"cross scan of {stage}", value, TOLERANCES[precision].op)
+        yield from self._network(engine, precision)
+
+    def _network(self, engine: Engine, precision: str) -> Iterator[Rung]:
         for guided, expected in self.steps.items():
             yield from compare_step(engine, expected, self.inputs, self.noisy, guided, precision)
         yield from compare_trajectory(engine, self.trajectory, self.inputs, self.table, precision)

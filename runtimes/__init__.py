@@ -19,7 +19,7 @@ RUNTIMES: dict[str, str | None] = {
     "torch": "torch",
     "ort": "onnxruntime",
     "trt": None,
-    "coreml": None,
+    "coreml": "coremltools",
     "coreai": "coreai",
 }
 
@@ -44,6 +44,8 @@ def load(bundle: str | Path | Bundle | None = None, runtime: str = "auto", **opt
     if name not in RUNTIMES:
         raise InputError(f"no runtime {name!r}; the runtimes are auto, {', '.join(RUNTIMES)}")
     package = RUNTIMES[name]
+    if name == "coreml":  # elsewhere its package would not help
+        importlib.import_module("lamamba.runtimes.coreml").check_system(f"the bundle {opened.path}")
     if package is None:
         raise InputError(f"the runtime {name} is not in this version of lamamba; use --runtime ort or torch")
     if importlib.util.find_spec(package) is None:

@@ -98,12 +98,15 @@ def test_a_latent_model_from_a_folder_to_pictures_to_be_decoded(place: Path, lat
         (["model/config.json", *DRY], "is one file of two; give the folder"),
         (["model/model.safetensors", *DRY], "is one file of two; give the folder"),
         (["model", *DRY, "-t", "trt"], "the target trt is not in this version of lamamba"),
-        (["model", *DRY, "-t", "coreml"], "the target coreml is not in this version of lamamba"),
         (["model", *DRY, "-t", "abacus"], "'abacus' is not one of 'torch', 'ort', 'trt', 'coreml', 'coreai'"),
         (["model", *DRY, "--precision", "bf16"], "the target ort has no bf16; use --precision fp32 or fp16"),
         (["model", *DRY, "--precision", "int4"], "'int4' is not one of"),
         (["model", *DRY, "--batch", "4"], "--batch is for the targets coreml, coreai, not for ort; leave it out"),
         (["model", *DRY, "--batch", "0"], "0 is not in the range"),
+        (["model", *DRY, "--compress", "int8"], "--compress is for the target coreml, not for ort; leave it out"),
+        (["model", *DRY, "--attention", "sdpa", "-t", "torch"], "--attention is for the target coreml, not for torch"),
+        (["model", *DRY, "--deployment-target", "iOS18"], "--deployment-target is for the target coreml, not for ort"),
+        (["model", *DRY, "--deployment-target", "iOS16"], "'iOS16' is not one of 'iOS17', 'iOS18', 'iOS26'"),
         (["model", *DRY, "--name", "two\nlines"], "names must be text without control characters"),
         (["model", *DRY, "-o", "file"], "file is a file; a bundle is a folder"),
         (["model", *DRY, "-o", "file/a.lamamba"], "cannot write to"),
@@ -120,11 +123,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(place: Path, model: Path, argu
     assert names(place) == ["file", "model"]
 
 
-def test_a_target_whose_converter_is_not_installed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("target", "package"), [("coreml", "coremltools"), ("coreai", "coreai_torch")])
+def test_a_target_whose_converter_is_not_installed(
+    model: Path, monkeypatch: pytest.MonkeyPatch, target: str, package: str
+) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "coreai_torch" else found(name))
-    line = refused(main, "model", *DRY, "-t", "coreai")
-    assert "exporting for coreai needs coreai_torch: pip install 'lamamba[coreai]'" in line
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    line = refused(main, "model", *DRY, "-t", target)
+    assert f"exporting for {target} needs {package}: pip install 'lamamba[{target}]'" in line
 
 
 def test_weights_in_a_type_that_the_target_does_not_keep(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

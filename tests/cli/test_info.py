@@ -119,3 +119,8 @@ def test_bad_input(name: str, message: str, tmp_path: Path, monkeypatch: pytest.
 def test_bad_configurations(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     assert str(tmp_path / "config.json") in refused(main, tmp_path)
+
+
+def test_a_compute_plan_is_of_coreml_bundles() -> None:
+    assert "was exported for ort; only coreml bundles have a compute plan" in refused(main, "emoji", "--compute-plan")
+    assert "XL is not a bundle; only coreml bundles have a compute plan" in refused(main, "XL", "--compute-plan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,13 @@ def test_threads_beyond_the_processors_are_no_use_and_no_harm(place: Path) -> No
     done(main, "-n", 1, "--steps", 1, "--threads", 10**6)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has Core ML")
+def test_core_ml_elsewhere_than_on_macos(place: Path) -> None:
+    line = refused(main, "--runtime", "coreml")
+    assert "Core ML is part of macOS" in line
+    assert "export the model with lamamba-export -t ort or -t torch" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,7 +150,7 @@ def test_threads_beyond_the_processors_are_no_use_and_no_harm(place: Path) -> No
         (["--class", ""], "no class ''"),
         (["--sampler", "euler"], "'euler' is not one of 'ddpm', 'ddim', 'dpmpp-2m'"),
         (["--runtime", "abacus"], "'abacus' is not one of 'auto', 'torch', 'ort'"),
-        (["--runtime", "coreml"], "the runtime coreml is not in this version"),
+        (["--compute-units", "cpu"], "--compute-units is for the coreml runtime, this run uses ort; leave it out"),
         (["--device", "tpu"], "'tpu' is not one of"),
         (["-n", "0"], "0 is not in the range"),
         (["-n", "100001"], "100001 is not in the range"),

@@ -1,0 +1,299 @@
+"""Exported Core ML packages against the reference, executed by `lamamba.compile.mil`: graphs and weights only."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lamamba import runtimes
+from lamamba.checkpoint import Checkpoint
+from lamamba.compile.bundle import Precision
+from lamamba.compile.prove import ARGUMENTS, ParityError, Prover, scan_in_float64
+from lamamba.config import PRESETS, Metadata
+from lamamba.errors import InputError
+from lamamba.initialise import random_model
+from lamamba.runtimes.bundle import Bundle
+from lamamba.runtimes.coreml import CoremlEngine, function_of, open_engine
+from lamamba.runtimes.fixed_batch import FixedBatch
+from lamamba.runtimes.parity import TOLERANCES, psnr, relative_error
+from lamamba.runtimes.runtime import Runtime
+from lamamba.runtimes.sampler import SamplingError
+from tests.parity.test_ort import RUNGS, alike, perturbed
+
+ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'lamamba[coreml]')")
+
+from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813
+
+from lamamba.compile import coreml_attention, coreml_scan  # noqa: E402
+from lamamba.compile.export_coreml import ScanAlone, export_coreml, open_folder, run_scan  # noqa: E402
+from lamamba.compile.mil import load_package  # noqa: E402
+from lamamba.compile.to_coreml import islands, save  # noqa: E402
+
+FP16, FP32 = Precision(compute="fp16", storage="fp16"), Precision()
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    """The smallest network with every part: windows with and without a shift, two states, all four stages."""
+    config = dataclasses.replace(PRESETS["tiny"], input_size=8, window_size=4, depths=(2, 1, 1, 1))
+    state = random_model(config, seed=5).state_dict()
+    return Checkpoint(config=config, metadata=Metadata(name="small", space="image"), state=state)
+
+
+@pytest.fixture(scope="module")
+def half(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """In float16 for iOS18, one image at a time, compressed to int8 after it was proved."""
+    out = tmp_path_factory.mktemp("coreml") / "half.lamamba"
+    return export_coreml(checkpoint, out, FP16, compress="int8")
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """In float32 for iOS17, which has neither functions nor fused attention, two images at a time."""
+    out = tmp_path_factory.mktemp("coreml") / "whole.lamamba"
+    return export_coreml(checkpoint, out, FP32, deployment_target="iOS17", batch=2)
+
+
+def engine_of(bundle: Bundle) -> FixedBatch:
+    assert bundle.batch is not None
+    return open_folder(bundle.path, bundle.manifest["graphs"], bundle.batch)
+
+
+def programs_of(bundle: Bundle) -> list[Any]:
+    return [load_package(*function_of(bundle, guided)) for guided in (False, True)]
+
+
+def test_every_rung_is_in_the_manifest_and_passed(half: Bundle, whole: Bundle) -> None:
+    for bundle in (half, whole):
+        report = bundle.manifest["parity"]
+        assert {rung["rung"] for rung in report if ", " not in rung["rung"]} == RUNGS | {"size"}
+        assert all(rung["passed"] for rung in report)
+    compressed = {rung["rung"]: rung for rung in half.manifest["parity"] if rung["rung"].endswith(", int8")}
+    assert set(compressed) == {"step, int8", "trajectory, int8", "image, int8"}
+    assert compressed["image, int8"]["bound"] == TOLERANCES["int8"].psnr
+    sizes = [rung["value"] for rung in half.manifest["parity"] if rung["rung"] == "size"]
+    assert sizes[1] < sizes[0]
+    assert half.manifest["precision"] == {"compute": "fp16", "storage": "int8"}
+
+
+def test_what_the_manifest_says_of_the_graphs(half: Bundle, whole: Bundle) -> None:
+    for bundle, batch in ((half, 1), (whole, 2)):
+        assert bundle.batch == batch
+        for guided, graph in ((False, "unguided"), (True, "guided")):
+            facts = bundle.manifest["graphs"][graph]
+            program = programs_of(bundle)[guided]
+            for key, found in (("inputs", program.inputs), ("outputs", program.outputs)):
+                told = {value["name"]: (tuple(value["shape"]), value["dtype"]) for value in facts[key]}
+                assert told == dict(found)
+            kinds = {value["name"]: value["dtype"] for value in [*facts["inputs"], *facts["outputs"]]}
+            assert kinds.pop("label") == "int32"
+            assert set(kinds.values()) == {"float32"}
+            assert ("guidance" in kinds) is guided
+    assert half.manifest["coreml"] == {"deployment_target": "iOS18", "attention": "sdpa"}
+    assert whole.manifest["coreml"] == {"deployment_target": "iOS17", "attention": "matmul"}
+
+
+def test_functions_share_weights_where_there_are_functions(half: Bundle, whole: Bundle) -> None:
+    assert {path.name for path in half.path.glob("*.mlpackage")} == {"step.mlpackage"}
+    assert {path.name for path in whole.path.glob("*.mlpackage")} == {"step.mlpackage", "step_guided.mlpackage"}
+    weights = [path.stat().st_size for path in sorted(whole.path.rglob("weight.bin"))]
+    shared = half.path / "step.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    assert shared.stat().st_size < 0.6 * weights[0]
+
+
+def test_operations(half: Bundle, whole: Bundle, checkpoint: Checkpoint) -> None:
+    blocks = sum(name.endswith("op.Ds") for name in checkpoint.state)
+    for program in programs_of(half):
+        counts = program.op_counts()
+        assert counts["scaled_dot_product_attention"] == blocks
+        assert "softmax" not in counts
+        assert counts["gather"] == 1  # of the label's embedding
+        assert counts["constexpr_blockwise_shift_scale"] > blocks
+    for program in programs_of(whole):
+        counts = program.op_counts()
+        assert counts["softmax"] == blocks
+        assert counts["gather"] == 1
+        assert "cast" not in counts
+
+
+@pytest.mark.parametrize("parameter", ["A_logs", "Ds", "dt_projs_weight", "attn.qkv.weight", "fc1.weight"])
+def test_a_perturbed_reference_is_refused(checkpoint: Checkpoint, whole: Bundle, parameter: str) -> None:
+    prover = Prover(perturbed(checkpoint, parameter))
+    with pytest.raises(ParityError, match="step"):
+        prover.prove(engine_of(whole), lambda scan: scan_in_float64(scan).astype(np.float32), "fp32")
+
+
+def test_a_wrong_scan_op_is_refused(checkpoint: Checkpoint, whole: Bundle) -> None:
+    def wrong(scan: Any) -> Any:
+        return run_scan({**scan, "d": scan["d"] * np.float32(1.001)}, half=False, deployment_target="iOS18")
+
+    with pytest.raises(ParityError, match="op"):
+        Prover(checkpoint).prove(engine_of(whole), wrong, "fp32")
+
+
+def test_pictures_are_those_of_the_torch_runtime(checkpoint: Checkpoint, whole: Bundle, tmp_path: Path) -> None:
+    from lamamba.compile.export import export_torch
+
+    other = export_torch(checkpoint, tmp_path / "torch.lamamba", FP32)
+    executed = Runtime(bundle=whole, engine=engine_of(whole), name="executor")
+    options: dict[str, Any] = {"seed": 11, "steps": 4, "sampler": "ddpm", "guidance": 2.5}
+    labels = [0, 1, 2]
+    made = executed.sample(labels, **options)
+    assert alike(made, runtimes.load(other).sample(labels, **options)) >= 0.999
+    assert np.array_equal(made[:1], executed.sample(labels[:1], **options))  # a group is always filled up
+    assert alike(made, executed.sample(labels, **{**options, "seed": 12})) < 0.9
+
+
+# the scan alone
+
+
+def random_scan(side: int, state: int, channels: int = 12, rank: int = 3) -> dict[str, Any]:
+    """Step sizes from 1e-4 to 8, decay rates from 1/16 to 16."""
+    g = np.random.default_rng(side)
+    delta = np.exp(g.uniform(np.log(1e-4), np.log(8), (4, channels)))
+    arrays = {
+        "x": g.standard_normal((2, side, side, channels)),
+        "proj": g.standard_normal((2, side, side, 4 * (rank + 2 * state))),
+        "dt_weight": 0.3 * g.standard_normal((4, channels, rank)),
+        "dt_bias": delta + np.log(-np.expm1(-delta)),
+        "a": -np.exp(g.uniform(np.log(1 / 16), np.log(16), (4, channels, state))),
+        "d": g.standard_normal((4, channels)),
+    }
+    return {name: value.astype(np.float32) for name, value in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("side", "state", "deployment_target"),
+    [(16, 1, "iOS17"), (12, 3, "iOS18"), (7, 1, "iOS18"), (5, 2, "iOS18"), (1, 1, "iOS18"), (6, 1, "iOS26")],
+)
+def test_the_scan(side: int, state: int, deployment_target: str) -> None:
+    scan = random_scan(side, state)
+    expected = scan_in_float64(scan)
+    for precision in ("fp32", "fp16"):
+        got = run_scan(scan, half=precision == "fp16", deployment_target=deployment_target)
+        assert relative_error(got, expected) <= TOLERANCES[precision].op, precision
+
+
+def test_a_scan_of_many_tokens_takes_chunks_of_chunks() -> None:
+    scan = random_scan(32, 1, channels=4)
+    assert relative_error(run_scan(scan, half=False, deployment_target="iOS18"), scan_in_float64(scan)) <= 1e-6
+    half = relative_error(run_scan(scan, half=True, deployment_target="iOS18"), scan_in_float64(scan))
+    assert 1e-5 < half <= TOLERANCES["fp16"].op
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_softplus_keeps_small_steps(half: bool, tmp_path: Path) -> None:
+    z = np.linspace(-9, 12, 4096).astype(np.float32)[None]
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=z.shape)], opset_version=ct.target.iOS18)
+    def program(z: Any) -> Any:
+        return coreml_scan.softplus(z, half)
+
+    precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
+    model = ct.convert(
+        program, compute_precision=precision, skip_model_load=True, minimum_deployment_target=ct.target.iOS18
+    )
+    save({"main": model}, tmp_path / "softplus.mlpackage")
+    (got,) = load_package(tmp_path / "softplus.mlpackage").run({"z": z}).values()
+    seen = z.astype(np.float16 if half else np.float32).astype(np.float64)
+    exact = np.log1p(np.exp(seen))
+    assert np.abs(got / exact - 1).max() < (3e-3 if half else 1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_attention(fused: bool, shift: int) -> None:
+    from lamamba.attention import window_attention
+
+    g = torch.Generator().manual_seed(7)
+    qkv, bias = torch.randn(2, 8, 12, 24, generator=g), torch.randn(2, 16, 16, generator=g)
+    got = coreml_attention.window_attention(qkv, bias, 4, shift, fused=fused)
+    assert relative_error(got.numpy(), window_attention(qkv, bias, 4, shift).numpy()) < 1e-6
+
+
+# islands of float32
+
+
+def test_islands_are_the_timestep_and_the_update(checkpoint: Checkpoint) -> None:
+    from lamamba.compile.capture import capture
+
+    graph = capture(checkpoint, guided=True, batch=1).graph
+    found = {str(node.target) for node in islands(graph)}
+    assert {"aten.cos.default", "aten.sin.default", "aten.exp.default", "aten.minimum.default"} <= found
+    assert not {"aten.linear.default", "aten.silu.default", "aten.layer_norm.default"} & found
+
+
+def test_half_precision_is_half_in_the_network_and_whole_around_it(half: Bundle) -> None:
+    errors = {r["quantity"]: r["value"] for r in half.manifest["parity"] if r["rung"] == "step"}
+    assert 1e-5 < errors["eps, unguided"] < TOLERANCES["fp16"].step
+    engine = engine_of(half)
+    x = np.full((1, 3, 8, 8), 1.0009765, np.float32)  # lost in float16
+    zero = np.zeros(1, np.int32), np.ones(1, np.float32)
+    row = runtimes.schedule.Row(t=500.0, guided=False, noisy=False, coef=(0.0, 0.0, 0.0, 157.0, 0.0, 0.0, 0.0, 1.0))
+    x_next, _ = engine.read(engine.step(engine.begin(x, *zero), row, None))
+    assert np.array_equal(x_next, x * np.float32(157.0))
+
+
+# the runtime
+
+
+def test_elsewhere_than_on_macos_it_says_what_to_do(half: Bundle) -> None:
+    if platform.system() == "Darwin":
+        pytest.skip("this is macOS, where the runtime runs")
+    for open_it in (lambda: open_engine(half), lambda: runtimes.load(half)):
+        with pytest.raises(InputError, match="export the model with lamamba-export -t ort or -t torch"):
+            open_it()
+
+
+@pytest.mark.skipif(platform.system() != "Darwin", reason="Core ML runs on macOS alone")
+def test_core_ml_computes_what_the_executor_computes(half: Bundle) -> None:
+    real = runtimes.load(half, compute_units="cpu").sample_latents([0, 1], seed=3, steps=4)
+    executed = Runtime(bundle=half, engine=engine_of(half), name="executor").sample_latents([0, 1], seed=3, steps=4)
+    assert psnr(real, executed) >= TOLERANCES["fp16"].psnr
+
+
+def test_options_that_core_ml_does_not_have(half: Bundle) -> None:
+    for options, message in (
+        ({"compute_units": "gpu"}, "no compute units 'gpu'; there are all, cpu, cpu-gpu, cpu-ne"),
+        ({"device": "cuda"}, "no device 'cuda'"),
+        ({"threads": 2}, "leave --threads out"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_engine(half, **options)  # type: ignore[arg-type]
+
+
+def test_bundles_that_are_not_whole(half: Bundle) -> None:
+    for graphs in ({}, {"unguided": 3}, {"unguided": {"file": "step.mlpackage"}}, {"unguided": {"file": "other"}}):
+        broken = dataclasses.replace(half, manifest={**half.manifest, "graphs": graphs})
+        with pytest.raises(InputError, match="a coreml bundle without its unguided graph"):
+            open_engine(broken)
+    with pytest.raises(InputError, match="was exported for ort; make one with lamamba-export -t coreml"):
+        open_engine(dataclasses.replace(half, manifest={**half.manifest, "target": "ort"}))
+
+
+def test_a_failing_prediction_is_told_with_its_timestep(whole: Bundle) -> None:
+    def fail(inputs: Any) -> Any:
+        raise RuntimeError("no memory\nleft")
+
+    engine = FixedBatch(CoremlEngine({False: fail, True: fail}), 2)
+    with pytest.raises(SamplingError, match="Core ML failed at t = 999: no memory left"):
+        Runtime(bundle=whole, engine=engine, name="coreml").sample_latents([0])
+
+
+def test_options_that_exclude_each_other(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="iOS17 has no fused attention; use --attention matmul"):
+        export_coreml(checkpoint, tmp_path / "a.lamamba", FP32, deployment_target="iOS17", attention="sdpa")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_scan_alone_is_the_operator() -> None:
+    scan = random_scan(4, 1)
+    module = ScanAlone(*(torch.from_numpy(scan[name]) for name in ARGUMENTS[2:]))
+    got = module(torch.from_numpy(scan["x"]), torch.from_numpy(scan["proj"])).numpy()
+    assert relative_error(got, scan_in_float64(scan)) < 1e-6
