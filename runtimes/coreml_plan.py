@@ -37,7 +37,7 @@ def compute_plan(bundle: Bundle, compute_units: str = "all") -> dict[str, Any]:
 def placement(plan: Any, function: str) -> dict[str, Any]:
     """Operations of a function by the device that a plan prefers for them; constants have none."""
     devices: dict[str, Counter[str]] = {}
-    shares: Counter[str] = Counter()
+    shares: dict[str, float] = {}
     for operation in plan.model_structure.program.functions[function].block.operations:
         usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
         if usage is None:
@@ -46,7 +46,7 @@ def placement(plan: Any, function: str) -> dict[str, Any]:
         device = DEVICES.get(kind, kind)
         devices.setdefault(device, Counter())[operation.operator_name.rpartition(".")[2]] += 1
         cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
-        shares[device] += cost.weight if cost is not None else 0.0
+        shares[device] = shares.get(device, 0.0) + (cost.weight if cost is not None else 0.0)
     return {
         device: {"operations": sum(kinds.values()), "share": round(shares[device], 4), "by_type": dict(kinds)}
         for device, kinds in devices.items()
