@@ -78,6 +78,16 @@ def random_calls(count: int) -> Iterator[Call]:
         yield round(2 ** (11 * random.random())), height, width, channels, rank
 
 
+def edge_calls() -> Iterator[Call]:
+    """One program less than enough for so many images a program, and just enough, for every R."""
+    enough = cross_scan_cuda.ENOUGH_PROGRAMS
+    for rank in range(1, 128):
+        for side in (4, 8, 16):
+            for images in (1, 2, 4, 8, 16, 32):
+                for batch in (images * (enough - 1), images * (enough - 1) + 1):
+                    yield batch, side, side, cross_scan_cuda.CHANNELS, rank
+
+
 def network_calls() -> Iterator[Call]:
     for config in PRESETS.values():
         for side in (16, 32, 64):
@@ -109,7 +119,7 @@ def the_library_picks_what_the_plan_says() -> None:
     for capability in SHIPPED:
         calls.device(capability)
         for kind in types_on(capability):
-            for call in [*network_calls(), *random_calls(CASES_OF_CALLS)]:
+            for call in [*network_calls(), *edge_calls(), *random_calls(CASES_OF_CALLS)]:
                 kernels.add((capability, kind, check(call, capability, kind)))
     assert {kernel for capability, _, kernel in kernels if capability == 80} == set(cross_scan_cuda.KERNELS)
 

@@ -73,6 +73,8 @@ def test_texts_are_lean_and_for_the_capability_in_their_name() -> None:
         assert text.startswith(f".version {INDEX['made']['ptx']}\n.target sm_{file.split('_')[1][2:]}\n")
         assert "//" not in text
         assert ".loc" not in text
+        assert text.count("ex2.approx") >= 32, "not the trap that Triton makes of what it cannot compile"
+        assert text.count("st.global") >= 8
 
 
 @with_library
