@@ -42,7 +42,7 @@ REQUIRED = (75, 80, 86, 89, 90, 100, 120)  # capabilities that the pack must cov
 TYPES = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes each
 # Without the tensor cores that Triton uses from 8.0 on, only the kernel for all sizes stays in registers: with products
 # in two parts, `resident` spilled 15 kB a thread in float32 at R = 20 and 23 kB in fp16 at R = 80 (ptxas 13.0, sm_75).
-# Four kernels compiled for sm_90a itself had 2 to 4 % fewer instructions than from PTX for sm_80, for sm_120a 1.2 % fewer
+# Four kernels compiled for sm_90a itself had 2 to 4 % fewer instructions than from PTX for sm_80, for sm_120a 1 % fewer
 # to 0.4 % more; for sm_100a two had 37 and 46 % more, one 7 % fewer, and of float32 Triton 3.6 makes a trap.
 PACKED = {75: ("fp32", "fp16"), 80: ("fp32", "fp16", "bf16")}
 GENERAL_ONLY = (75,)
