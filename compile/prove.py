@@ -21,13 +21,18 @@ from lamamba.model import Ops
 from lamamba.precision import DTYPES
 from lamamba.runtimes.noise import normal
 from lamamba.runtimes.parity import (
+    FORGET,
+    SKIP,
     STREAM,
     TOLERANCES,
+    TRAJECTORY_STEPS,
     Inputs,
     Rung,
     compare_step,
     compare_trajectory,
+    control_rung,
     error_rung,
+    explained,
     probe_inputs,
     probe_step,
     relative_error,
@@ -38,7 +43,6 @@ from lamamba.runtimes.schedule import UNCLIPPED, Table, linear_alphas_cumprod, s
 from lamamba.runtimes.torch import TorchEngine
 from lamamba.scan import SS2D, cross_scan
 
-TRAJECTORY_STEPS = 20
 Scan = Mapping[str, NDArray[Any]]  # the arguments of a cross scan by name
 RunScan = Callable[[Scan], NDArray[Any]]
 ARGUMENTS = ("x", "proj", "dt_weight", "dt_bias", "a", "d")
@@ -97,8 +101,10 @@ class Prover:
     def ladder(self, engine: Engine, run_scan: RunScan, precision: str) -> Iterator[Rung]:
         """The rungs from the op up to the image, each computed when it is asked for."""
         for stage, scan in scans_of(self.checkpoint, precision):
-            value = relative_error(run_scan(scan), scan_in_float64(scan))
-            yield error_rung("op", f"cross scan of {stage}", value, TOLERANCES[precision].op)
+            found, expected = run_scan(scan), scan_in_float64(scan)
+            value = relative_error(found, expected)
+            rung = error_rung("op", f"cross scan of {stage}", value, TOLERANCES[precision].op)
+            yield explained(rung, found, expected)
         yield from self._network(engine, precision)
 
     def _network(self, engine: Engine, precision: str) -> Iterator[Rung]:
@@ -107,21 +113,25 @@ class Prover:
         yield from compare_trajectory(engine, self.trajectory, self.inputs, self.table, precision)
 
     def negative_control(self, engine: Engine, precision: str) -> Rung:
+        """The rung of `control`; ParityError where the gate would let a wrong scan pass."""
+        rung = self.control(engine, precision)
+        if not rung.passed:
+            raise ParityError(
+                f"the negative control passed: a wrong scan changes the output by {rung.value:.2g}, bound "
+                f"{TOLERANCES[precision].step}; the model's scans have no effect (untrained weights?), so parity "
+                "would prove nothing"
+            )
+        return rung
+
+    def control(self, engine: Engine, precision: str) -> Rung:
         """Compare with a reference whose scans forget e^2 times faster and skip half: the gate must refuse it."""
         model = self.checkpoint.model()
         for module in model.modules():
             if isinstance(module, SS2D):
-                module.A_logs.data = module.A_logs + 2.0
-                module.Ds.data = module.Ds * 0.5
+                module.A_logs.data = module.A_logs + FORGET
+                module.Ds.data = module.Ds * SKIP
         wrong = probe_step(TorchEngine(model), self.inputs, self.noisy, False)["eps"]
-        value = relative_error(probe_step(engine, self.inputs, self.noisy, False)["eps"], wrong)
-        bound = TOLERANCES[precision].step
-        if value <= bound:
-            raise ParityError(
-                f"the negative control passed: a wrong scan changes the output by {value:.2g}, bound {bound}; "
-                "the model's scans have no effect (untrained weights?), so parity would prove nothing"
-            )
-        return error_rung("negative control", "eps, scan perturbed: must exceed the step's bound", value, None)
+        return control_rung(probe_step(engine, self.inputs, self.noisy, False)["eps"], wrong, precision)
 
     def golden(self) -> dict[str, np.ndarray[Any, Any]]:
         """Inputs and the reference's outputs, for a check without the reference."""

@@ -18,9 +18,11 @@ from lamamba.runtimes.noise import normal
 from lamamba.runtimes.sampler import Engine, Floats
 from lamamba.runtimes.schedule import UNCLIPPED, Row, Table
 
+TRAJECTORY_STEPS = 20
 STREAM = 1  # noise of its own, apart from what sampling draws
 TIMESTEPS = (999.0, 400.0, 20.0)
 BATCH = 3
+FORGET, SKIP = 2.0, 0.5  # the negative control: added to the logarithms of A, and a factor of D
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,35 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How two arrays of one shape differ.
+
+    Args:
+        max_abs: largest absolute difference. max_rel: that over the largest absolute value of the reference.
+        psnr: dB. index: where the difference is largest, or first not finite. got, expected: the values there.
+    """
+
+    max_abs: float
+    max_rel: float
+    psnr: float
+    index: tuple[int, ...]
+    got: float
+    expected: float
+
+    def __str__(self) -> str:
+        at = ", ".join(map(str, self.index))
+        return (
+            f"max abs {self.max_abs:.3g}, max rel {self.max_rel:.3g}, PSNR {self.psnr:.1f} dB, "
+            f"worst at [{at}]: got {self.got:.6g}, expected {self.expected:.6g}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One comparison: what was compared, the measure, its bound, and whether it passed; unbounded ones only report."""
+    """One comparison: what was compared, the measure, its bound, and whether it passed; unbounded ones only report.
+
+    One that failed may carry how its arrays differ.
+    """
 
     rung: str
     quantity: str
@@ -53,11 +82,20 @@ class Rung:
     value: float
     bound: float | None
     passed: bool
+    difference: Difference | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a value that is not finite becomes text."""
-        value = self.value if math.isfinite(self.value) else str(self.value)
-        return {**dataclasses.asdict(self), "value": value}
+        """Plain JSON values, without a difference where there is none; what is not finite becomes text."""
+        facts = dataclasses.asdict(self)
+        if self.difference is None:
+            del facts["difference"]
+        else:
+            facts["difference"] = {key: _plain(value) for key, value in facts["difference"].items()}
+        return {**facts, "value": _plain(self.value)}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -74,7 +112,31 @@ def psnr(got: NDArray[Any], expected: NDArray[Any]) -> float:
         return -math.inf
     got, expected = got.astype(np.float64), expected.astype(np.float64)
     error = np.mean((got - expected) ** 2)
-    return float(20 * math.log10(np.ptp(expected)) - 10 * math.log10(max(error, 1e-30)))
+    return float(20 * math.log10(max(np.ptp(expected), 1e-30)) - 10 * math.log10(max(error, 1e-30)))
+
+
+def difference(got: NDArray[Any], expected: NDArray[Any]) -> Difference | None:
+    """How the arrays differ; None where their shapes do."""
+    if got.shape != expected.shape or not got.size:
+        return None
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(a - b)
+    worst = int(np.where(np.isfinite(gap), gap, np.inf).argmax())
+    index = tuple(int(i) for i in np.unravel_index(worst, got.shape))
+    return Difference(
+        max_abs=float(gap[index]),
+        max_rel=relative_error(got, expected),
+        psnr=psnr(got, expected),
+        index=index,
+        got=float(a[index]),
+        expected=float(b[index]),
+    )
+
+
+def explained(rung: Rung, got: NDArray[Any], expected: NDArray[Any]) -> Rung:
+    """The rung, with how its arrays differ if it failed."""
+    return rung if rung.passed else dataclasses.replace(rung, difference=difference(got, expected))
 
 
 def error_rung(rung: str, quantity: str, value: float, bound: float | None) -> Rung:
@@ -86,6 +148,16 @@ def error_rung(rung: str, quantity: str, value: float, bound: float | None) -> R
 def psnr_rung(rung: str, quantity: str, value: float, bound: float) -> Rung:
     """A rung whose value must reach its bound."""
     return Rung(rung=rung, quantity=quantity, measure="PSNR dB", value=value, bound=bound, passed=value >= bound)
+
+
+def control_rung(eps: NDArray[Any], wrong: NDArray[Any], precision: str) -> Rung:
+    """The negative control: a result and one of a network with wrong scans must differ by more than the step's bound.
+
+    A value that is not finite shows nothing, and does not pass.
+    """
+    value = relative_error(eps, wrong)
+    rung = error_rung("negative control", "eps, scan perturbed: must exceed the step's bound", value, None)
+    return dataclasses.replace(rung, passed=rung.passed and value > TOLERANCES[precision].step)
 
 
 def probe_rows(t: float, guided: bool, row: Row) -> dict[str, Row]:
@@ -134,17 +206,19 @@ def compare_step(
     engine: Engine, reference: Mapping[str, Floats], inputs: Inputs, table: Table, guided: bool, precision: str
 ) -> list[Rung]:
     """The step rung: eps, v and x_next are gated, denoised is reported (at high t it multiplies errors)."""
-    found = probe_step(engine, inputs, table, guided)
-    bound, graph = TOLERANCES[precision].step, "guided" if guided else "unguided"
-    return [
-        error_rung(
-            "step",
-            f"{quantity}, {graph}",
-            relative_error(found[quantity], expected),
-            None if quantity == "denoised" else bound,
-        )
-        for quantity, expected in reference.items()
-    ]
+    return step_rungs(probe_step(engine, inputs, table, guided), reference, guided, precision)
+
+
+def step_rungs(
+    found: Mapping[str, Floats], reference: Mapping[str, Floats], guided: bool, precision: str
+) -> list[Rung]:
+    """The step rung from results that are there already."""
+    graph, rungs = "guided" if guided else "unguided", []
+    for quantity, expected in reference.items():
+        bound = None if quantity == "denoised" else TOLERANCES[precision].step
+        value = relative_error(found[quantity], expected)
+        rungs.append(explained(error_rung("step", f"{quantity}, {graph}", value, bound), found[quantity], expected))
+    return rungs
 
 
 def trajectory(engine: Engine, inputs: Inputs, table: Table) -> Iterator[Floats]:
@@ -160,9 +234,15 @@ def compare_trajectory(
 ) -> list[Rung]:
     """The trajectory and image rungs: the worst latents of any step, and the PSNR of the final image."""
     found = list(trajectory(engine, inputs, table))
+    return trajectory_rungs(found, reference, f"x, worst of {len(table)} steps", len(table), precision)
+
+
+def trajectory_rungs(
+    found: Sequence[Floats], reference: Sequence[Floats], quantity: str, steps: int, precision: str
+) -> list[Rung]:
+    """The trajectory and image rungs from states that are there already, the last of them after `steps` steps."""
     quality = [psnr(a, b) for a, b in zip(found, reference, strict=True)]
-    bound = TOLERANCES[precision].psnr
-    return [
-        psnr_rung("trajectory", f"x, worst of {len(table)} steps", min(quality), bound),
-        psnr_rung("image", f"after {len(table)} steps", quality[-1], bound),
-    ]
+    bound, worst = TOLERANCES[precision].psnr, int(np.argmin(quality))
+    along = psnr_rung("trajectory", quantity, quality[worst], bound)
+    image = psnr_rung("image", f"after {steps} steps", quality[-1], bound)
+    return [explained(along, found[worst], reference[worst]), explained(image, found[-1], reference[-1])]
