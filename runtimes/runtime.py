@@ -114,7 +114,15 @@ class Runtime:
             first=first,
             pad=pad,
             on_step=on_step,
+            what=self.name,
+            precision=self.precision,
         )
+
+    @property
+    def precision(self) -> str:
+        """What the engine computes in: what the bundle was exported with, float32 in torch where that was not torch."""
+        foreign = self.name == "torch" and self.bundle.target != "torch"
+        return "fp32" if foreign else str(self.bundle.manifest["precision"].get("compute", "fp32"))
 
     def table(
         self,

@@ -75,6 +75,8 @@ def sample_latents(
     first: int = 0,
     pad: bool = False,
     on_step: OnStep | None = None,
+    what: str = "the engine",
+    precision: str = "fp32",
 ) -> Floats:
     """Run the table for each label; (N, C, H, W) float32, fewer when the callback cancels.
 
@@ -83,10 +85,12 @@ def sample_latents(
         batch: images computed at a time. pad: fill the last batch up, so that every image of a run is computed at
             the same batch size and is bitwise equal however many are asked for.
         on_step: called after each step; returning False cancels, and only the finished batches are returned.
+        what, precision: what an error names as having computed, such as "ort", and what it computes in.
 
     Raises:
         SamplingError: a value is not finite, or an image is flat.
     """
+    guard = Guard(what=what, precision=precision, steps=len(table))
     done: list[Floats] = []
     for start in range(0, len(labels), batch):
         chunk = list(labels[start : start + batch])
@@ -94,7 +98,9 @@ def sample_latents(
         if pad:
             chunk += [chunk[-1]] * (batch - asked)
         indices = [first + start + i for i in range(len(chunk))]
-        latents = _sample_batch(engine, table, shape, chunk, indices, seed, guidance, asked, len(labels), on_step)
+        latents = _sample_batch(
+            engine, table, shape, chunk, indices, seed, guidance, asked, len(labels), on_step, guard
+        )
         if latents is None:
             break
         done.append(latents)
@@ -112,6 +118,7 @@ def _sample_batch(
     asked: int,
     images: int,
     on_step: OnStep | None,
+    guard: Guard,
 ) -> Floats | None:
     def draw(number: int) -> Floats:
         return np.stack([normal(shape, seed=seed, image=i, draw=number) for i in indices])
@@ -121,7 +128,7 @@ def _sample_batch(
     for i, row in enumerate(table):
         state = engine.step(state, row, draw(i + 1) if row.noisy else None)
         if engine.on_host or i == len(table) - 1:
-            _check_finite(engine.read(state), row, i, len(table))
+            guard.check_finite(engine.read(state), row, i)
         if on_step is not None:
             progress = Progress(
                 step=i + 1,
@@ -134,23 +141,43 @@ def _sample_batch(
             if on_step(progress) is False:
                 return None
     x = engine.read(state)[0][:asked]
-    check_not_flat(x)
+    guard.check_not_flat(x, table[-1], indices[0])
     return x
 
 
-def _check_finite(arrays: tuple[Floats, Floats], row: Row, index: int, steps: int) -> None:
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise SamplingError(
-            f"the network gave NaN or infinity at step {index + 1} of {steps} (t = {row.t:g}); "
-            "use less guidance, or export with --precision fp32 and check the bundle with lamamba-info"
-        )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Stops a run that computes no picture, saying where and what to try.
 
+    Args:
+        what, precision: what computes and in which type. steps: of the run.
+    """
 
-def check_not_flat(x: Floats) -> None:
-    """Raise SamplingError when an image of x (B, C, H, W) has almost no variance."""
-    for i, image in enumerate(x):
-        if image.std() < FLAT:
-            raise SamplingError(f"image {i} of the batch is flat (standard deviation {image.std():.1e}): no picture")
+    what: str
+    precision: str
+    steps: int
+
+    def check_finite(self, arrays: tuple[Floats, Floats], row: Row, index: int) -> None:
+        """Raise SamplingError when x or denoised after step `index` hold NaN or infinity."""
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise SamplingError(f"the network gave NaN or infinity {self._where(row, index)}; {self._advice()}")
+
+    def check_not_flat(self, x: Floats, row: Row, first: int) -> None:
+        """Raise SamplingError when an image of the last step's x (B, C, H, W) has almost no variance."""
+        for i, image in enumerate(x):
+            if image.std() < FLAT:
+                raise SamplingError(
+                    f"image {first + i} is flat (standard deviation {image.std():.1e}) "
+                    f"{self._where(row, self.steps - 1)}: no picture; {self._advice()}"
+                )
+
+    def _where(self, row: Row, index: int) -> str:
+        return f"at step {index + 1} of {self.steps} (t = {row.t:g}) in {self.what}, {self.precision}"
+
+    def _advice(self) -> str:
+        if self.precision != "fp32":
+            return "export the model with --precision fp32"
+        return "use less guidance, and check the bundle with lamamba-verify"
 
 
 def to_images(x: Floats) -> Images:

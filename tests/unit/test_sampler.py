@@ -15,7 +15,7 @@ from lamamba.runtimes.bundle import Bundle
 from lamamba.runtimes.fixed_batch import FixedBatch
 from lamamba.runtimes.noise import normal
 from lamamba.runtimes.runtime import Runtime
-from lamamba.runtimes.sampler import Progress, SamplingError, check_not_flat, sample_latents, to_images
+from lamamba.runtimes.sampler import Guard, Progress, SamplingError, sample_latents, to_images
 from lamamba.runtimes.schedule import Row, Table, linear_alphas_cumprod, sampler_table
 
 ALPHAS = linear_alphas_cumprod()
@@ -91,6 +91,8 @@ def runtime(engine: ToyEngine | None = None, **sample: Any) -> Runtime:
         "sample": {"space": "image", "shape": list(SHAPE), "clip": 1.0, **sample},
         "defaults": {"sampler": "ddpm", "steps": 4, "guidance": 1.5},
         "schedule": {"alphas_cumprod": ALPHAS.tolist()},
+        "target": "ort",
+        "precision": {"compute": "fp16"},
     }
     return Runtime(bundle=Bundle(path=Path("toy.lamamba"), manifest=manifest), engine=engine or ToyEngine(), name="toy")
 
@@ -222,18 +224,39 @@ def test_a_device_is_read_once_a_batch_and_nan_stays() -> None:
 
 
 def test_flat_images_are_refused() -> None:
+    guard, row = Guard(what="ort", precision="fp32", steps=4), DDPM[-1]
     x = np.random.default_rng(0).standard_normal((3, *SHAPE)).astype(np.float32)
-    check_not_flat(x)
-    check_not_flat(np.float32(2e-4) * x)
+    guard.check_not_flat(x, row, 0)
+    guard.check_not_flat(np.float32(2e-4) * x, row, 0)
     x[1] = 0.25 + np.float32(2e-5) * x[1]
-    with pytest.raises(SamplingError, match="image 1 of the batch is flat"):
-        check_not_flat(x)
+    with pytest.raises(SamplingError, match=r"image 8 is flat \(standard deviation 2\.\de-05\) at step 4 of 4"):
+        guard.check_not_flat(x, row, 7)
+
+
+FLAT_END = Row(t=0.0, guided=False, noisy=False, coef=(0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
 
 
 def test_a_run_that_ends_flat_is_an_error() -> None:
-    flat = Row(t=0.0, guided=False, noisy=False, coef=(0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
     with pytest.raises(SamplingError, match="flat"):
-        run(table=(*DDPM[:2], flat))
+        run(table=(*DDPM[:2], FLAT_END))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "advice"), [("ort", "fp16", "--precision fp32"), ("torch", "fp32", "less")]
+)
+def test_an_error_names_step_runtime_precision_and_what_to_try(name: str, precision: str, advice: str) -> None:
+    """An ort bundle in float16; torch computes it in float32."""
+    poisoned = dataclasses.replace(runtime(ToyEngine(poison=(1, math.nan))), name=name)
+    with pytest.raises(SamplingError) as told:
+        poisoned.sample_latents([0])
+    assert f"NaN or infinity at step 2 of 4 (t = 666) in {name}, {precision}; " in str(told.value)
+    assert advice in str(told.value)
+    with pytest.raises(SamplingError) as told:
+        run(table=(*DDPM[:2], FLAT_END), what=name, precision=precision, first=5)
+    assert f"image 5 is flat (standard deviation 0.0e+00) at step 3 of 3 (t = 0) in {name}, {precision}: " in str(
+        told.value
+    )
+    assert advice in str(told.value)
 
 
 def test_guided_rows_reach_the_engine() -> None:
