@@ -28,31 +28,41 @@ INPUT_TYPES = {torch.float32: "float32", torch.int32: "int32"}
 
 
 def to_coreai(programs: Mapping[str, ExportedProgram], outputs: Sequence[str]) -> AIProgram:
-    """One Core AI program with a function for each captured program, by name; equal weights are stored once.
+    """One Core AI program with a function for each program, by name; equal weights are stored once.
 
     Args:
-        programs: from `capture`, with a free or a fixed batch.
-        outputs: names of what each of them returns; inputs are called as in the captured program.
+        programs: from `lowered`.
+        outputs: names of what each of them returns; inputs are called as in the program.
     """
     converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
     for name, program in programs.items():
-        converter.add_exported_program(lowered(program), output_names=list(outputs), entrypoint_name=name)
+        converter.add_exported_program(program, output_names=list(outputs), entrypoint_name=name)
     with contextlib.redirect_stdout(io.StringIO()):  # where the converter tells of its progress
         return converter.to_coreai()
 
 
 def lowered(program: ExportedProgram) -> ExportedProgram:
-    """The program in the operators that the converter knows, constants folded, the two hot operators in their forms.
+    """A captured program, of free or fixed batch, in the operators that the converter knows, constants folded.
 
     Window attention becomes SDPA before torch decomposes what is left, the scan after it: its operators are few, and
-    known already, which spares tracing them once more.
+    known already, which spares tracing them once more. Norms compute in float32.
     """
     table = coreai_torch.get_decomp_table()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         program, _ = passes.run(program, (*passes.PRESERVING, passes.lower_window_attention_to_sdpa))
         program = passes.lower_cross_scan(program.run_decompositions(table), table)
-        return passes.remove_noops(passes.fold_constants(program))
+        return passes.remove_noops(passes.fold_constants(passes.widen(program, passes.NORMS)))
+
+
+def rounded_once(program: ExportedProgram) -> ExportedProgram:
+    """A lowered program of half precision whose operators that sum, or compute curves, do so in float32 and round once.
+
+    So torch does, and so devices are expected to; coreai-core on Linux rounds each number on the way.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        return passes.widen(program, passes.SUMS_AND_CURVES)
 
 
 def save(program: AIProgram, path: Path) -> None:

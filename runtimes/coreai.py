@@ -90,9 +90,10 @@ class Program:
 
 
 def _close(loop: asyncio.AbstractEventLoop, opened: contextlib.AsyncExitStack) -> None:
-    """Remove what loading has compiled, and end the thread."""
-    with contextlib.suppress(Exception):
-        asyncio.run_coroutine_threadsafe(opened.aclose(), loop).result(timeout=10)
+    """Remove what loading has compiled, and end the threads."""
+    for work in (opened.aclose(), loop.shutdown_default_executor()):
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(work, loop).result(timeout=10)
     loop.call_soon_threadsafe(loop.stop)
 
 

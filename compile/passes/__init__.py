@@ -18,10 +18,13 @@ from lamamba.compile.passes.fold_constants import fold_constants
 from lamamba.compile.passes.lower import lower_cross_scan, lower_window_attention, lower_window_attention_to_sdpa
 from lamamba.compile.passes.remove_noops import remove_noops
 from lamamba.compile.passes.split_linears import split_linears
+from lamamba.compile.passes.widen import NORMS, SUMS_AND_CURVES, widen
 
 __all__ = [
     "LOWERING",
+    "NORMS",
     "PRESERVING",
+    "SUMS_AND_CURVES",
     "PassReport",
     "fold_constants",
     "lower_cross_scan",
@@ -31,6 +34,7 @@ __all__ = [
     "remove_noops",
     "run",
     "split_linears",
+    "widen",
 ]
 
 Pass = Callable[[ExportedProgram], ExportedProgram]

@@ -132,3 +132,18 @@ def test_remove_noops() -> None:
     assert set(counts) == {PERMUTE, "aten.add.Tensor"}
     x = torch.randn(3, 3, 4, 5)
     assert torch.equal(program.module()(x), Idle()(x))
+
+
+def test_widen_rounds_once() -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.nn.functional.layer_norm(x, (64,)), x @ x
+
+    x = torch.randn(64, 64).half()
+    program = torch.export.export(Half(), (x,)).run_decompositions(torch.export.default_decompositions())
+    wide = passes.widen(program, (*passes.NORMS, *passes.SUMS_AND_CURVES))
+    assert passes.op_counts(wide)["aten._to_copy.default"] == 4 + passes.op_counts(program)["aten._to_copy.default"]
+    norm, product = wide.module()(x)
+    assert torch.equal(norm, torch.nn.functional.layer_norm(x.float(), (64,)).half())
+    assert torch.equal(product, (x.float() @ x.float()).half())
+    assert passes.op_counts(passes.widen(program, ())) == passes.op_counts(program)
