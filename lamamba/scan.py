@@ -37,13 +37,13 @@ def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
 
     Args: x, delta (B, K, L, D); a (K, D, N); b, c (B, K, L, N). Returns (B, K, L, D).
     """
-    h = x.new_zeros(*x.shape[:2], x.shape[3], a.shape[-1])
-    outputs = []
-    for step in range(x.shape[2]):
-        decay = torch.exp(delta[:, :, step, :, None] * a)
-        h = decay * h + (delta[:, :, step] * x[:, :, step])[..., None] * b[:, :, step, None, :]
-        outputs.append((h * c[:, :, step, None, :]).sum(-1))
-    return torch.stack(outputs, dim=2)
+    decay = torch.exp(delta[..., None] * a[:, None])  # (B, K, L, D, N), as inflow
+    inflow = (delta * x)[..., None] * b[..., None, :]
+    h, states = torch.zeros_like(decay[:, :, 0]), []
+    for decay_l, inflow_l in zip(decay.unbind(2), inflow.unbind(2), strict=True):
+        h = decay_l * h + inflow_l
+        states.append(h)
+    return (torch.stack(states, dim=2) * c[..., None, :]).sum(-1)
 
 
 def cross_scan(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> Tensor:
