@@ -26,7 +26,24 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {  # of some targets only
     "deployment_target": ("coreml",),
     "attention": ("coreml",),
     "compress": ("coreml",),
+    "profile": ("trt",),
+    "engine": ("trt",),
+    "builder": ("trt",),
+    "refit": ("trt",),
+    "plugin": ("trt",),
 }
+WITH_BF16 = ("torch", "trt")
+
+
+def read_profile(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int, int] | None:
+    """Three numbers of images from "1,4,8"; `lamamba.compile.export_trt` checks them."""
+    if value is None:
+        return None
+    parts = value.split(",")
+    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+        raise click.BadParameter(f"{value!r} is not three numbers of images, least, usual and most, such as 1,4,8")
+    least, usual, most = map(int, parts)
+    return least, usual, most
 
 
 @click.command(cls=Command, name="lamamba-export", context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +76,20 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {  # of some targets only
     type=click.Choice(["int8", "palette6", "palette4"]),
     help="For coreml: weights of 8 bits, or of a palette of 64 or 16 values; the report says what that costs.",
 )
+@click.option(
+    "--profile",
+    callback=read_profile,
+    metavar="LEAST,USUAL,MOST",
+    help="For trt: images that its engines take at a time; 1,8,8. They are fastest at the usual number.",
+)
+@click.option("--engine", is_flag=True, default=None, help="For trt: build engines here and put them into the bundle.")
+@click.option(
+    "--builder",
+    type=click.Choice(["tensorrt", "torch-tensorrt"]),
+    help="For trt: what builds engines while exporting; tensorrt.",
+)
+@click.option("--refit", is_flag=True, default=None, help="For trt: engines whose weights can be exchanged later.")
+@click.option("--plugin/--no-plugin", default=None, help="For trt: also graphs whose scans are one plugin each; yes.")
 @click.option("--name", help="Name of the model, for people.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written, but write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
@@ -118,7 +149,7 @@ def check_target(target: str, precision: str, options: Mapping[str, Any]) -> Non
             )
     if RUNTIMES[target] is None:
         raise InputError(f"the target {target} is not in this version of lamamba; the targets are ort and torch")
-    if precision == "bf16" and target != "torch":
+    if precision == "bf16" and target not in WITH_BF16:
         raise InputError(f"the target {target} has no bf16; use --precision fp32 or fp16")
     for package, extra in (("torch", "torch"), *EXPORTERS.get(target, ())):
         if importlib.util.find_spec(package) is None:
@@ -135,8 +166,11 @@ def _tell_plan(out: Path, target: str, precision: dict[str, str], as_json: bool)
 
 def _tell_done(out: Path, bundle: Bundle, seconds: float, as_json: bool) -> None:
     size = sum(int(file["size"]) for file in bundle.files.values())
+    proved = "proved"
+    if bundle.target == "trt" and not bundle.manifest["trt"]["proved_by"]["engines"]:
+        proved = "graphs proved by ONNX Runtime, engines not built"
     if as_json:
         facts = {"path": str(out), "target": bundle.target, "seconds": round(seconds, 1), "bytes": size}
         click.echo(json.dumps({**facts, "parity": bundle.manifest["parity"]}))
     else:
-        click.echo(f"{out}: {bundle.target} bundle of {bundle.name}, {size / 1e6:.1f} MB, proved, in {seconds:.0f} s")
+        click.echo(f"{out}: {bundle.target} bundle of {bundle.name}, {size / 1e6:.1f} MB, {proved}, in {seconds:.0f} s")

@@ -43,6 +43,13 @@ DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
     type=click.Choice(["all", "cpu", "cpu-gpu", "cpu-ne"]),
     help="With the coreml runtime: what of a Mac may compute.",
 )
+@click.option("--no-build", is_flag=True, help="With the trt runtime: fail where an engine would have to be built.")
+@click.option(
+    "--trust-engine",
+    is_flag=True,
+    help="With the trt runtime: load the engine that a bundle carries. It is a program: trust whoever made it.",
+)
+@click.option("--builder", type=click.Choice(["tensorrt", "torch-tensorrt"]), help="With the trt runtime.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
 @click.option(
     "--class",
@@ -81,6 +88,9 @@ def main(
     device: str,
     compiled: bool,
     compute_units: str | None,
+    no_build: bool,
+    trust_engine: bool,
+    builder: str | None,
     threads: int | None,
     classes: tuple[str, ...],
     num: int,
@@ -104,6 +114,7 @@ def main(
         check_preview(preview, latent)
     labels = labels_in_turn(opened, classes, num)
     options = _engine_options(opened, runtime, device, threads, compiled, compute_units)
+    options |= _trt_options(opened, runtime, no_build, trust_engine, builder)
     engine = load(opened, runtime, **options)
     plan = _plan(engine, numbers)
     loaded = time.perf_counter()
@@ -161,6 +172,21 @@ def _engine_options(
     if compute_units:
         options["compute_units"] = compute_units
     return options
+
+
+def _trt_options(
+    bundle: Bundle, runtime: str, no_build: bool, trust_engine: bool, builder: str | None
+) -> dict[str, Any]:
+    name = bundle.target if runtime == "auto" else runtime
+    asked = {"--no-build": no_build, "--trust-engine": trust_engine, "--builder": builder}
+    if name != "trt":
+        for option, value in asked.items():
+            if value:
+                raise InputError(f"{option} is for the trt runtime, this run uses {name}; leave it out")
+        return {}
+    options: dict[str, Any] = {"report": lambda line: click.echo(line, err=True)}
+    options |= {"build": not no_build, "trust_engine": trust_engine}
+    return options | ({"builder": builder} if builder else {})
 
 
 def _plan(engine: Runtime, numbers: dict[str, Any]) -> dict[str, Any]:

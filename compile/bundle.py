@@ -20,7 +20,10 @@ from lamamba.runtimes.schedule import SAMPLERS, UNCLIPPED, linear_alphas_cumprod
 
 TABLE_STEPS = (1, 10, 20, 25, 50)
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp-2m", "steps": 20, "guidance": 2.5}
-PRODUCERS = ("torch", "onnx", "onnxscript", "onnxruntime", "coremltools", "coreai-core", "coreai-torch", "numpy")
+PRODUCERS = (
+    *("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "coremltools", "coreai-core", "coreai-torch"),
+    "numpy",
+)
 IMAGE_CLIP = 1.0
 
 

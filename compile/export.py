@@ -102,7 +102,7 @@ def export_ort(checkpoint: Checkpoint, out: Path, precision: Precision, report: 
 
 def check_storage(target: str, precision: Precision) -> None:
     """Raise InputError where a target stores weights only in the type that it computes with, and not so is asked."""
-    if target in ("coreml", "coreai") and precision.storage != precision.compute:
+    if target in ("trt", "coreml", "coreai") and precision.storage != precision.compute:
         raise InputError(
             f"{target} stores weights as it computes with them, in {precision.compute}; leave --weights out, "
             f"or use --precision {precision.storage}"
@@ -116,6 +116,13 @@ def export_coreml(checkpoint: Checkpoint, out: Path, precision: Precision, repor
     return coreml.export_coreml(checkpoint, out, precision, report, **options)
 
 
+def export_trt(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report, **options: Any) -> Bundle:
+    """See `lamamba.compile.export_trt`, which needs TensorRT for `engine` only."""
+    from lamamba.compile import export_trt as trt
+
+    return trt.export_trt(checkpoint, out, precision, report, **options)
+
+
 def export_coreai(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report, **options: Any) -> Bundle:
     """See `lamamba.compile.export_coreai`, which needs packages that other targets do without."""
     from lamamba.compile import export_coreai as coreai
@@ -127,7 +134,7 @@ def export_coreai(checkpoint: Checkpoint, out: Path, precision: Precision, repor
 TARGETS: dict[str, Callable[..., Bundle] | None] = {
     "torch": export_torch,
     "ort": export_ort,
-    "trt": None,
+    "trt": export_trt,
     "coreml": export_coreml,
     "coreai": export_coreai,
 }

@@ -52,6 +52,10 @@ class ParityError(InputError):
     """An exported graph does not compute what the reference computes; no bundle was written."""
 
 
+class NoEffectError(ParityError):
+    """The negative control passed: this model's scans change too little for parity to prove anything."""
+
+
 class Prover:
     """Runs the ladder against the reference on stored weights; the reference's results are computed once."""
 
@@ -116,7 +120,7 @@ class Prover:
         """The rung of `control`; ParityError where the gate would let a wrong scan pass."""
         rung = self.control(engine, precision)
         if not rung.passed:
-            raise ParityError(
+            raise NoEffectError(
                 f"the negative control passed: a wrong scan changes the output by {rung.value:.2g}, bound "
                 f"{TOLERANCES[precision].step}; the model's scans have no effect (untrained weights?), so parity "
                 "would prove nothing"

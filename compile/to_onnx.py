@@ -61,14 +61,14 @@ def _window_attention_node(qkv: FLOAT[...], bias: FLOAT[...], window: int, shift
     return _shifted_node(qkv, bias, window=window, shift=shift) if shift else _plain_node(qkv, bias, window=window)
 
 
-def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str) -> onnx.ModelProto:
+def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str, opset: int = OPSET) -> onnx.ModelProto:
     """The graph of a captured step: standard ops, and one node of domain `lamamba.ai` a scan and a window attention.
 
     Args:
         captured: a step from `capture`.
         weights: the safetensors file that holds the network's parameters; the graph will refer to it by name, so it
             must end up in the same folder. Parameters stored in another type than the graph computes in are cast.
-        scan_body: body of the scan's function, see `cross_scan_function`.
+        scan_body: body of the scan's function, see `cross_scan_function`. opset: of the standard operators, from 18.
 
     Returns the model, without the weights' bytes.
     """
@@ -77,7 +77,7 @@ def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str) -> onnx.Mo
         program = torch.onnx.export(
             captured,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             optimize=False,
             verbose=False,
             output_names=list(OUTPUTS),
@@ -97,8 +97,8 @@ def to_onnx(captured: ExportedProgram, weights: Path, scan_body: str) -> onnx.Mo
     ClearMetadataAndDocStringPass()(model)
     proto = ir.to_proto(model)
     used = {node.op_type for node in proto.graph.node if node.domain == DOMAIN}
-    proto.functions.append(cross_scan_function(OPSET, scan_body))
-    proto.functions.extend(window_attention_function(name, OPSET) for name in ATTRIBUTES if name in used)
+    proto.functions.append(cross_scan_function(opset, scan_body))
+    proto.functions.extend(window_attention_function(name, opset) for name in ATTRIBUTES if name in used)
     return proto
 
 

@@ -18,7 +18,7 @@ __all__ = ["RUNTIMES", "Bundle", "Progress", "Runtime", "SamplingError", "load",
 RUNTIMES: dict[str, str | None] = {
     "torch": "torch",
     "ort": "onnxruntime",
-    "trt": None,
+    "trt": "tensorrt",
     "coreml": "coremltools",
     "coreai": "coreai",
 }

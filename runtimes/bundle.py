@@ -74,6 +74,12 @@ class Bundle:
         return self.manifest.get("batch")
 
     @property
+    def profile(self) -> tuple[int, int, int] | None:
+        """Least, usual and most images that the graphs take at a time, of a trt bundle."""
+        profile = self.manifest.get("trt", {}).get("profile") if self.target == "trt" else None
+        return None if profile is None else (profile[0], profile[1], profile[2])
+
+    @property
     def clip(self) -> float:
         """Bound on x0 while sampling."""
         return float(self.manifest["sample"]["clip"])

@@ -38,6 +38,10 @@ def _list_of(test: Test) -> Test:
     return lambda value: isinstance(value, list) and all(test(item) for item in value)
 
 
+def _is_profile(value: list[int]) -> bool:
+    return len(value) == 3 and 0 < value[0] <= value[1] <= value[2]
+
+
 def _falling(value: Any) -> bool:
     return (
         _list_of(lambda a: _number(a) and 0 < a < 1)(value)
@@ -81,6 +85,8 @@ OPTIONAL: Mapping[str, tuple[str, Test]] = {
     "precision.storage": ("text", is_text),
     "graphs": ("an object", _object),
     "batch": ("a positive whole number", lambda v: _whole(v) and v > 0),
+    "trt": ("an object", _object),
+    "trt.profile": ("three rising numbers of images", lambda v: _list_of(_whole)(v) and _is_profile(v)),
     "ops": ("a list of objects", _list_of(_object)),
     "tables": ("a list of objects", _list_of(_object)),
     "parity": ("a list of comparisons", _list_of(_rung)),
@@ -91,7 +97,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Raise InputError for the first value that is missing, of a wrong kind, impossible, or at odds with another."""
     for key, (what, test) in {**NEEDED, **OPTIONAL}.items():
         outer, _, inner = key.partition(".")
-        place, name = (manifest[outer], inner) if inner else (manifest, outer)
+        place, name = (manifest.get(outer, {}), inner) if inner else (manifest, outer)
         if name in place:
             if not test(place[name]):
                 raise InputError(f"{key} must be {what}, got {place[name]!r:.60}")

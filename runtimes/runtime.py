@@ -99,9 +99,11 @@ class Runtime:
         check_seed(seed)
         if not 0 <= first < 2**32 - len(classes):
             raise InputError(f"first must be an image index of 32 bits, got {first}")
-        batch = self.bundle.batch or DEFAULT_BATCH if batch is None else batch
+        batch = default_batch(self.bundle) if batch is None else batch
         if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
             raise InputError(f"batch must be a positive whole number, got {batch!r}")
+        if self.bundle.profile is not None:
+            check_profile(self.bundle.profile, len(classes), int(batch), pad)
         strength = float(self.bundle.defaults["guidance"] if guidance is None else guidance)
         return sample_latents(
             self.engine,
@@ -144,3 +146,21 @@ class Runtime:
         if guidance == 1.0:
             return tuple(dataclasses.replace(row, guided=False) for row in table)
         return table
+
+
+def default_batch(bundle: Bundle) -> int:
+    """How many images are computed together where nothing else is asked for."""
+    most = bundle.profile[2] if bundle.profile else DEFAULT_BATCH
+    return bundle.batch or min(DEFAULT_BATCH, most)
+
+
+def check_profile(profile: tuple[int, int, int], images: int, batch: int, pad: bool) -> None:
+    """Raise InputError if a run would have a batch that the graphs do not take: before it starts, not at its end."""
+    least, _, most = profile
+    sizes = {batch} if pad else {min(batch, images), images % batch or batch}
+    for size in sorted(sizes) if images else ():
+        if not least <= size <= most:
+            raise InputError(
+                f"this bundle's engines take {least} to {most} images at a time; {images} images by {batch} make a "
+                f"batch of {size}: choose another --batch or number of images, or export with another --profile"
+            )
