@@ -68,6 +68,7 @@ class TorchEngine:
             model = model.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}") from error
+        self.model = model
         self.on_host = self.device.type == "cpu"
         steps = {guided: Step(model, guided) for guided in (False, True)}
         self.steps = {g: compiled(step, self.device) if compile else step for g, step in steps.items()}

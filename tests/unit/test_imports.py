@@ -150,12 +150,15 @@ def test_commands_without_torch(tmp_path: Path) -> None:
     sampled = without_heavy("sample", "-n", "1", "--steps", "1", "-o", str(tmp_path / "a.png"))
     assert (sampled.returncode, sampled.stderr) == (0, "")
     assert (tmp_path / "a.png").exists()
+    verified = without_heavy("verify", "--strict")
+    assert (verified.returncode, verified.stderr) == (0, "")
     for what in ("XL", "emoji"):
         shown = without_heavy("info", what)
         assert (shown.returncode, shown.stderr) == (0, "")
     (tmp_path / "released.pt").write_bytes(b"it needs torch to be read")
     for command, arguments in (
         ("sample", ["-n", "1", "--runtime", "torch", "-o", str(tmp_path / "b.png")]),
+        ("verify", ["--against", "emoji"]),
         ("export", ["emoji", "-t", "ort", "-o", str(tmp_path / "c.lamamba")]),
         ("info", [str(tmp_path / "released.pt")]),
         ("train", ["--data", "nowhere", "--preset", "tiny", "-o", str(tmp_path / "d")]),

@@ -1,0 +1,71 @@
+"""A finished bundle in any runtime against a checkpoint: the ladder of its export, climbed again to the top."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from functools import partial
+
+from lamamba.checkpoint import Checkpoint
+from lamamba.compile.export import round_weights, run_scan, run_scan_in_torch
+from lamamba.compile.prove import Prover, RunScan
+from lamamba.compile.taps import Departure, first_departure
+from lamamba.errors import InputError
+from lamamba.precision import DTYPES
+from lamamba.runtimes.ort import OrtEngine
+from lamamba.runtimes.parity import Rung
+from lamamba.runtimes.runtime import Runtime
+from lamamba.runtimes.verify import tolerance_of
+
+
+class Against:
+    """The reference of a checkpoint, its weights rounded as a bundle stores them, beside the bundle's runtime.
+
+    Raises:
+        InputError: the checkpoint is of another configuration than the bundle.
+    """
+
+    def __init__(self, runtime: Runtime, checkpoint: Checkpoint) -> None:
+        bundle = runtime.bundle
+        if checkpoint.config != bundle.config:
+            own, other = bundle.config.to_dict(), checkpoint.config.to_dict()
+            key = next(key for key in own if own[key] != other[key])
+            raise InputError(
+                f"the model has {key} {other[key]}, the bundle {bundle.path} {own[key]}; "
+                "give --against the model that the bundle was exported from"
+            )
+        self.runtime, self.precision = runtime, tolerance_of(runtime)
+        compute, storage = (str(bundle.manifest["precision"].get(key, "fp32")) for key in ("compute", "storage"))
+        # compressed weights are held to those that were compressed, which were stored as they compute
+        self.prover = Prover(round_weights(checkpoint, storage if storage in DTYPES else compute))
+
+    def ladder(self) -> Iterator[Rung]:
+        """Every rung, failed or not, each computed when it is asked for."""
+        yield from self.prover.ladder(self.runtime.engine, scan_runner(self.runtime), self.precision)
+
+    def control(self) -> Rung:
+        """The negative control: a reference with wrong scans must be refused."""
+        return self.prover.control(self.runtime.engine, self.precision)
+
+    def departure(self) -> Departure | None:
+        """Where inside the network a failed ladder begins, in runtimes that can be looked into."""
+        reference = self.prover.reference.model
+        return first_departure(reference, self.runtime.engine, self.prover.inputs, self.precision)
+
+
+def scan_runner(runtime: Runtime) -> RunScan:
+    """The cross scan of a runtime alone, as the export for it runs it; InputError where there is no such."""
+    manifest, precision = runtime.bundle.manifest, runtime.precision
+    if isinstance(runtime.engine, OrtEngine):
+        return partial(run_scan, library=runtime.engine.library)
+    if runtime.name == "torch":
+        return partial(run_scan_in_torch, dtype=DTYPES[precision])
+    if runtime.name in ("coreai", "trt"):
+        run: RunScan = importlib.import_module(f"lamamba.compile.export_{runtime.name}").run_scan
+        return run
+    if runtime.name == "coreml":
+        from lamamba.compile import export_coreml
+
+        made_for = manifest["coreml"]["deployment_target"]
+        return partial(export_coreml.run_scan, half=precision == "fp16", deployment_target=made_for)
+    raise InputError(f"--against cannot run a scan alone in {runtime.name}; leave it out")
