@@ -19,11 +19,12 @@ from lamamba.runtimes.bundle import MANIFEST, Bundle, open_bundle
 
 
 @click.command(cls=Command, name="lamamba-info", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("what", metavar="PRESET|MODEL|BUNDLE")
+@click.argument("what", metavar="PRESET|MODEL|BUNDLE", required=False)
+@click.option("--system", is_flag=True, help="Show what a bug report needs: versions, processor, providers, GPUs.")
 @click.option("--compute-plan", "planned", is_flag=True, help="Of a coreml bundle, on a Mac: what computes where.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.version_option(__version__)
-def main(what: str, planned: bool, as_json: bool) -> None:
+def main(what: str | None, system: bool, planned: bool, as_json: bool) -> None:
     """Show the configuration, parameters and multiply-accumulates of a model, and a bundle's manifest and state.
 
     \b
@@ -33,6 +34,14 @@ def main(what: str, planned: bool, as_json: bool) -> None:
     Example:
       lamamba-info XL
     """
+    if system == (what is not None):
+        raise InputError("give a preset, a model or a bundle, or else --system; lamamba-info --help tells more")
+    if what is None:
+        from lamamba.runtimes import diagnostics
+
+        found = diagnostics.system()
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(diagnostics.text(found)))
+        return
     facts = describe(what)
     if planned:
         facts["compute_plan"] = _compute_plan(facts)

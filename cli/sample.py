@@ -80,6 +80,9 @@ DEFAULT_OUT = {"image": "lamamba.png", "latent": "lamamba.npz"}
     help="FILE.png (a sheet), FILE.npz (arrays) or a folder (single files).",
 )
 @click.option("--preview", type=click.Path(path_type=Path), metavar="FILE", help="A picture to update after each step.")
+@click.option(
+    "--verbose", is_flag=True, help="Tell of versions, providers, and which code computes the scans, and why."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.version_option(__version__)
 def main(
@@ -96,6 +99,7 @@ def main(
     num: int,
     out: str | None,
     preview: Path | None,
+    verbose: bool,
     as_json: bool,
     **numbers: Any,
 ) -> int:
@@ -116,6 +120,10 @@ def main(
     options = _engine_options(opened, runtime, device, threads, compiled, compute_units)
     options |= _trt_options(opened, runtime, no_build, trust_engine, builder)
     engine = load(opened, runtime, **options)
+    if verbose:
+        from lamamba.runtimes.diagnostics import engine_lines
+
+        click.echo("\n".join(engine_lines(engine)), err=True)
     plan = _plan(engine, numbers)
     loaded = time.perf_counter()
     with interruptible() as interrupted, tqdm(total=num * plan["steps"], unit="step", disable=None) as bar:

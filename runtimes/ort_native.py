@@ -53,6 +53,13 @@ def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str 
     return native.PATH
 
 
+def why_not(ops: Sequence[Mapping[str, Any]], provider: str, choice: str = "auto") -> str:
+    """Why the library does not compute these operators, for people; empty where it would."""
+    if choice == "off":
+        return "native is off"
+    return native.unusable() or _uncovered(ops, provider) or _refused()
+
+
 def calls() -> int:
     """How many nodes the library's operators have computed in this process."""
     library = native.library()
