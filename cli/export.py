@@ -26,6 +26,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {  # of some targets only
     "deployment_target": ("coreml",),
     "attention": ("coreml",),
     "compress": ("coreml",),
+    "scan_precision": ("coreml",),
     "profile": ("trt",),
     "engine": ("trt",),
     "builder": ("trt",),
@@ -90,8 +91,14 @@ def read_profile(context: click.Context, parameter: click.Parameter, value: str 
 )
 @click.option("--refit", is_flag=True, default=None, help="For trt: engines whose weights can be exchanged later.")
 @click.option("--plugin/--no-plugin", default=None, help="For trt: also graphs whose scans are one plugin each; yes.")
+@click.option(
+    "--scan-precision",
+    type=click.Choice(["fp32", "fp16"]),
+    help="For coreml: type of the scans where the rest computes in fp16; fp16.",
+)
 @click.option("--name", help="Name of the model, for people.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written, but write nothing.")
+@click.option("--verbose", is_flag=True, help="Tell of versions, providers, and the native library.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.version_option(__version__)
 def main(
@@ -102,6 +109,7 @@ def main(
     weights: str | None,
     name: str | None,
     dry_run: bool,
+    verbose: bool,
     as_json: bool,
     **of_target: Any,
 ) -> None:
@@ -131,6 +139,10 @@ def main(
     if dry_run:
         _tell_plan(out, target, dataclasses.asdict(chosen), as_json)
         return
+    if verbose:
+        from lamamba.runtimes.diagnostics import tool_lines
+
+        click.echo("\n".join(tool_lines()), err=True)
     started = time.perf_counter()
     logging.getLogger("torch").setLevel(logging.ERROR)  # it tells of packages that are not missed
     writer = TARGETS[target]

@@ -50,12 +50,14 @@ def export_coreml(
     deployment_target: str = "iOS18",
     attention: str | None = None,
     compress: str | None = None,
+    scan_precision: str | None = None,
 ) -> Bundle:
     """A coreml bundle: the guided and the unguided step for `batch` images, functions over one set of weights.
 
     Args:
         deployment_target: the oldest system that may run it: iOS17, iOS18 or iOS26, and macOS of the same year.
         attention: "sdpa" or "matmul"; fused where the system has it. compress: a key of `to_coreml.COMPRESSIONS`.
+        scan_precision: "fp32" keeps scans in float32 where the rest computes in float16.
 
     Raises:
         InputError: options that exclude each other.
@@ -65,7 +67,9 @@ def export_coreml(
     if batch >= GROUPS_IN_DOUBT:
         report(f"note: with {batch} images at a time attention was reported wrong on some GPUs; see docs/coreml.md")
     rounded = round_weights(checkpoint, precision.storage)
-    half = precision.compute == "fp16"
+    if scan_precision == "fp16" and precision.compute != "fp16":
+        raise InputError(f"--scan-precision fp16 needs --precision fp16, got {precision.compute}")
+    half, half_scan = precision.compute == "fp16", scan_precision != "fp32"
     models: dict[bool, Any] = {}
     with writing(out) as folder:
         for guided, function in FUNCTIONS.items():
@@ -75,11 +79,11 @@ def export_coreml(
             for line in lines:
                 report(f"pass {line}")
             report(f"converting {function}")
-            models[guided] = to_coreml(captured, half=half, deployment_target=deployment_target)
+            models[guided] = to_coreml(captured, half=half, half_scan=half_scan, deployment_target=deployment_target)
         graphs = save_all(models, folder, deployment_target)
         report("comparing with the reference")
         prover = Prover(rounded)
-        scan = partial(run_scan, half=half, deployment_target=deployment_target)
+        scan = partial(run_scan, half=half, half_scan=half_scan, deployment_target=deployment_target)
         rungs = prover.prove(open_folder(folder, graphs, batch), scan, precision.compute)
         rungs.append(size_rung(folder, graphs, "weights and graphs"))
         if compress:
@@ -92,7 +96,8 @@ def export_coreml(
             precision = dataclasses.replace(precision, storage=compress)
         save_golden(folder / "golden.npz", prover.golden())
         facts = manifest(rounded, target="coreml", precision=precision, graphs=graphs, ops=[], rungs=rungs, batch=batch)
-        seal(folder, {**facts, "coreml": {"deployment_target": deployment_target, "attention": attention}})
+        chosen = {"deployment_target": deployment_target, "attention": attention}
+        seal(folder, {**facts, "coreml": {**chosen, "scan": scan_precision or precision.compute}})
         open_bundle(folder)
     return open_bundle(out, verify=False)
 
@@ -143,7 +148,7 @@ def size_rung(folder: Path, graphs: Mapping[str, Mapping[str, Any]], quantity: s
     return Rung(rung="size", quantity=quantity, measure="bytes", value=float(size), bound=None, passed=True)
 
 
-def run_scan(scan: Scan, *, half: bool, deployment_target: str) -> NDArray[Any]:
+def run_scan(scan: Scan, *, half: bool, deployment_target: str, half_scan: bool = True) -> NDArray[Any]:
     """One cross scan alone, converted, saved and executed as in exported steps, one image at a time."""
     tensors = {name: torch.from_numpy(scan[name]).float() for name in ARGUMENTS}
     weights = [tensors[name] for name in ARGUMENTS[2:]]
@@ -153,7 +158,8 @@ def run_scan(scan: Scan, *, half: bool, deployment_target: str) -> NDArray[Any]:
         program = torch.export.export(module, images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.mlpackage"
-        save({"main": to_coreml(program, half=half, deployment_target=deployment_target, step=False)}, path)
+        model = to_coreml(program, half=half, half_scan=half_scan, deployment_target=deployment_target, step=False)
+        save({"main": model}, path)
         executed = load_package(path)
         (output,) = executed.outputs
         found = [executed.run({"x": x, "proj": proj})[output] for x, proj in rows_of(scan)]

@@ -32,7 +32,7 @@ from lamamba.compile.passes.lower import lower  # noqa: E402
 
 DEPLOYMENT_TARGETS = {"iOS17": ct.target.iOS17, "iOS18": ct.target.iOS18, "iOS26": ct.target.iOS26}
 ISLAND = "float32 island"  # stands in for the stack trace, which the converter hands on from nodes to operations
-LINEAR = torch.ops.aten.linear.default
+LINEAR, SCAN = torch.ops.aten.linear.default, torch.ops.lamamba.cross_scan.default
 
 
 def lowering(attention: str) -> tuple[Pass, ...]:
@@ -45,19 +45,21 @@ def lowering(attention: str) -> tuple[Pass, ...]:
     return (lower_window_attention, fold_constants, remove_noops)
 
 
-def to_coreml(program: ExportedProgram, *, half: bool, deployment_target: str, step: bool = True) -> Any:
+def to_coreml(
+    program: ExportedProgram, *, half: bool, deployment_target: str, half_scan: bool = True, step: bool = True
+) -> Any:
     """A `coremltools` model of a program with fixed shapes, unsaved and, away from macOS, not to be run by it.
 
     Args:
         program: a captured step after `lowering`, or any program whose operators the converter knows.
         half: compute in float16, but for the islands that a step has. deployment_target: a key of DEPLOYMENT_TARGETS.
-        step: whether it is a whole step.
+        half_scan: the scans too, as far as `half` goes. step: whether it is a whole step.
     """
     program = program.run_decompositions({})
     found = islands(program.graph) if step else set()
     for node in program.graph.nodes:
-        node.meta[HALF] = half
-        if node in found:
+        node.meta[HALF] = half and half_scan
+        if node in found or (node.target == SCAN and not half_scan):
             node.meta["stack_trace"] = ISLAND
     names = OUTPUTS[: len(program.graph_signature.user_outputs)]
     with quietly():
