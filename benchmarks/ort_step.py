@@ -30,21 +30,10 @@ SIDES = (32, 64)
 
 def export_lamamba(folder: Path, size: str, side: int) -> Path:
     """Write `step.onnx` and its weights, the unguided step of a model with random weights."""
-    from lamamba.checkpoint import WEIGHTS_FILE, Checkpoint, save_checkpoint
-    from lamamba.compile import passes
-    from lamamba.compile.capture import capture
-    from lamamba.compile.onnx_scan import body_for
-    from lamamba.compile.to_onnx import to_onnx
-    from lamamba.config import Metadata
-    from lamamba.initialise import random_model
+    from lamamba.compile.peers import lamamba_graph
 
-    config = dataclasses.replace(PRESETS[size], input_size=side)
-    checkpoint = Checkpoint(config=config, metadata=Metadata(), state=random_model(config, seed=1).state_dict())
-    save_checkpoint(folder, checkpoint)
-    program, _ = passes.run(capture(checkpoint, guided=False), passes.PRESERVING)
-    path = folder / "step.onnx"
-    path.write_bytes(to_onnx(program, folder / WEIGHTS_FILE, body_for(config.d_state)).SerializeToString())
-    return path
+    lamamba_graph(folder, dataclasses.replace(PRESETS[size], input_size=side))
+    return folder / "step.onnx"
 
 
 def session(path: Path, threads: int, with_native: bool) -> onnxruntime.InferenceSession:

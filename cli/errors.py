@@ -43,6 +43,7 @@ class Command(click.Command):
 
 
 EXTRAS = {"torch": "torch", "safetensors": "torch", "onnx": "torch", "onnxscript": "torch", "onnxruntime": "ort"}
+EXTRAS |= {"diffusers": "bench", "matplotlib": "bench"}
 EXTRAS |= {"coreai": "coreai", "coreai_torch": "coreai", "coremltools": "coreml"}
 
 
