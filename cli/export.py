@@ -136,18 +136,18 @@ def main(
     check_storage(target, chosen)
     check_replaceable(out)
     check_writable(out.absolute().parent)
+    if verbose:
+        _tell_tools()
     if dry_run:
         _tell_plan(out, target, dataclasses.asdict(chosen), as_json)
         return
-    if verbose:
-        from lamamba.runtimes.diagnostics import tool_lines
-
-        click.echo("\n".join(tool_lines()), err=True)
     started = time.perf_counter()
     logging.getLogger("torch").setLevel(logging.ERROR)  # it tells of packages that are not missed
     writer = TARGETS[target]
     assert writer is not None
     bundle = writer(checkpoint, out, chosen, lambda line: click.echo(line, err=True), **options)
+    if verbose and target in ("torch", "ort"):  # others need their own system to be loaded
+        _tell_scan(bundle)
     _tell_done(out, bundle, time.perf_counter() - started, as_json)
 
 
@@ -166,6 +166,19 @@ def check_target(target: str, precision: str, options: Mapping[str, Any]) -> Non
     for package, extra in (("torch", "torch"), *EXPORTERS.get(target, ())):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"exporting for {target} needs {package}: pip install 'lamamba[{extra}]'")
+
+
+def _tell_tools() -> None:
+    from lamamba.runtimes.diagnostics import tool_lines
+
+    click.echo("\n".join(tool_lines()), err=True)
+
+
+def _tell_scan(bundle: Bundle) -> None:
+    from lamamba.runtimes import load
+    from lamamba.runtimes.diagnostics import scan_path
+
+    click.echo(f"scan: {scan_path(load(bundle, bundle.target))}", err=True)
 
 
 def _tell_plan(out: Path, target: str, precision: dict[str, str], as_json: bool) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from lamamba import __version__, native
 from lamamba.bundled import default_bundle
-from lamamba.cli import info, sample
+from lamamba.checkpoint import Checkpoint, save_checkpoint
+from lamamba.cli import export, info, sample
 from lamamba.runtimes import diagnostics, load
 from tests.cli.command import done, refused, run
 
@@ -77,3 +78,21 @@ def test_a_choice_is_a_reason() -> None:
 
 def test_nothing_is_told_unasked(tmp_path: Path) -> None:
     assert run(sample.main, "-n", "1", "--steps", "1", "-o", tmp_path / "a.png").err == ""
+
+
+def test_an_export_tells_what_it_works_with_and_what_computes(tmp_path: Path, tiny_checkpoint: Checkpoint) -> None:
+    model, options = tmp_path / "model", ("-t", "torch", "-o", tmp_path / "a.lamamba")
+    model.mkdir()
+    save_checkpoint(model, tiny_checkpoint)
+    assert run(export.main, model, *options, "--dry-run").err == ""
+    told = run(export.main, model, *options, "--verbose")
+    assert told.code == 0
+    lines = told.err.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == [
+        "versions",
+        "native library",
+        "providers of onnxruntime",
+    ]
+    assert lines[-1].startswith(
+        "scan: native kernels (" if native.available() else "scan: the reference's loop, because"
+    )
