@@ -75,7 +75,7 @@ def in_form(captured: onnx.ModelProto, form: str) -> onnx.ModelProto:
         if node.domain == DOMAIN:
             _emit_operator(emit, node, shapes, form)
         else:
-            _emit_standard(emit, node, constants)
+            _emit_standard(emit, node, shapes, constants)
     return finished(model, emit, form)
 
 
@@ -103,7 +103,7 @@ def _emit_operator(emit: Emitter, node: onnx.NodeProto, shapes: Shapes, form: st
 PLUGIN_ATTRIBUTES = {"plugin_namespace": "lamamba", "plugin_version": "1", "aot": 1}
 
 
-def _emit_standard(emit: Emitter, node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> None:
+def _emit_standard(emit: Emitter, node: onnx.NodeProto, shapes: Shapes, constants: Mapping[str, TensorProto]) -> None:
     """A node of opset 18 as one of 17."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     new = onnx.NodeProto()
@@ -117,14 +117,28 @@ def _emit_standard(emit: Emitter, node: onnx.NodeProto, constants: Mapping[str, 
             new = helper.make_node("Gather", inputs, list(node.output), name=node.name, axis=0)
     elif node.op_type == "Reshape" and "allowzero" in attributes and not attributes["allowzero"].i:
         new.attribute.remove(attributes["allowzero"])
+    elif node.op_type == "Slice" and not set(node.input[1:3]) <= set(constants):
+        _emit_half(emit, node, shapes, constants)
+        return
     emit.nodes.append(new)
+
+
+def _emit_half(emit: Emitter, node: onnx.NodeProto, shapes: Shapes, constants: Mapping[str, TensorProto]) -> None:
+    """The first or the second B of 2B images of a guided step, without the number B."""
+    shape = shapes[node.input[0]][1]
+    if not str(shape[0]).startswith("2*"):
+        raise InputError(f"the node {node.name} cuts at a place that is not known, from {shape}")
+    first = node.input[1] in constants  # from 0 to B; the other is from B on
+    halves = emit.reshape(node.input[0], 2, -1, *shape[1:])
+    emit("Gather", halves, emit.constant(0 if first else 1), axis=0)
+    emit.nodes[-1].output[0] = node.output[0]
 
 
 def finished(model: onnx.ModelProto, emit: Emitter, form: str) -> onnx.ModelProto:
     """The model with what was emitted in place of its nodes, checked and with shapes for every value."""
     graph = model.graph
     del graph.node[:]
-    graph.node.extend(without_wide_labels(emit.nodes, model))
+    graph.node.extend(needed(without_wide_labels(emit.nodes, model), {value.name for value in graph.output}))
     graph.initializer.extend(emit.constants.values())
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
@@ -137,6 +151,17 @@ def finished(model: onnx.ModelProto, emit: Emitter, form: str) -> onnx.ModelProt
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     check_operators(model, form)
     return inferred(model, form)
+
+
+def needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """Those of the nodes, in order, that the outputs depend on."""
+    used = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if used & set(node.output):
+            used |= set(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 def without_wide_labels(nodes: list[onnx.NodeProto], model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -39,6 +39,7 @@ def with_islands(
     model = _copy(model)
     known = known_shapes(model)
     kinds = {name: kind for name, (kind, _) in known.items()}
+    taken = {name for node in model.graph.node for name in node.output}
     wide: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -50,11 +51,11 @@ def with_islands(
         for i, name in enumerate(node.input):
             if kinds.get(name) in halves:
                 if name not in wide:
-                    wide[name] = f"{name}/float"
+                    wide[name] = _new_name(name, taken)
                     nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
                 node.input[i] = wide[name]
         for i, name in enumerate(node.output):
-            wide[name] = f"{name}/float"
+            wide[name] = _new_name(name, taken)
             node.output[i] = wide[name]
         nodes.append(node)
         nodes += [_cast(wide[name], name, kinds[name]) for name in narrow]
@@ -91,6 +92,14 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
                 _cast(f"{name}/rounded", name, TensorProto.FLOAT),
             ]
     return _with_nodes(model, nodes)
+
+
+def _new_name(name: str, taken: set[str]) -> str:
+    new = f"{name}/float"
+    while new in taken:
+        new += "_"
+    taken.add(new)
+    return new
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
