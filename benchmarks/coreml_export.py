@@ -1,6 +1,6 @@
 """What Core ML packages of a model take and how near they are to the reference: operations, bytes, seconds, errors.
 
-    python -m benchmarks.coreml_export --model emoji --precision fp16 --compress
+    python -m benchmarks.coreml_export --model emoji --precision fp16 --compress int8 palette6
 
 A preset without trained weights gets seeded ones. Packages are executed by `lamamba.compile.mil`, not by Core ML.
 """
@@ -45,7 +45,9 @@ def worst(rungs: Sequence[Rung], kind: str) -> float:
     return min(values) if kind == "image" else max(values)
 
 
-def measure(name: str, precision: str, target: str, attention: str | None, compress: bool) -> Iterator[dict[str, Any]]:
+def measure(
+    name: str, precision: str, target: str, attention: str | None, compressions: Sequence[str], images: int
+) -> Iterator[dict[str, Any]]:
     attention, half = check_options(target, attention), precision == "fp16"
     rounded = round_weights(checkpoint_of(name), precision)
     started, models = (time.perf_counter(), time.process_time()), {}
@@ -57,21 +59,22 @@ def measure(name: str, precision: str, target: str, attention: str | None, compr
         graphs = save_all(models, folder, target)
         seconds = time.perf_counter() - started[0], time.process_time() - started[1]
         counts = [load_package(folder / g["file"], g["function"]).op_counts() for g in graphs.values()]
-        prover = Prover(rounded)
-        # without the negative control: seeded weights may not let scans show beyond what float16 is granted
-        rungs = list(prover.ladder(open_folder(folder, graphs, 1), _scan(half, target), precision))
-        facts = {
+        yield {
             "model": f"{name}, {precision}, {target}, {attention}",
             "operations": [sum(count.values()) for count in counts],
+            "bytes": size_rung(folder, graphs, "").value,
             "seconds, wall and CPU": [round(value, 1) for value in seconds],
         }
-        yield {**facts, **_quality(rungs), "op": worst(rungs, "op"), "bytes": size_rung(folder, graphs, "").value}
-        for kind in COMPRESSIONS if compress else ():
+        prover = Prover(rounded, images)
+        # without the negative control: seeded weights may not let scans show beyond what float16 is granted
+        rungs = list(prover.ladder(open_folder(folder, graphs, 1), _scan(half, target), precision))
+        yield {"model": f"{name}, {precision}", **_quality(rungs), "op": worst(rungs, "op")}
+        for kind in compressions:
             start = time.perf_counter(), time.process_time()
             smaller = {guided: compressed(model, kind) for guided, model in models.items()}
             graphs = save_all(smaller, folder, target)
             took = [round(time.perf_counter() - start[0], 1), round(time.process_time() - start[1], 1)]
-            rungs = prover.prove_compressed(open_folder(folder, graphs, 1), kind)
+            rungs = list(prover.compressed_ladder(open_folder(folder, graphs, 1), kind))
             facts = {"model": f"{name}, {kind}", "seconds, wall and CPU": took}
             yield {**facts, **_quality(rungs), "bytes": size_rung(folder, graphs, "").value}
 
@@ -90,10 +93,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp16")
     parser.add_argument("--target", choices=["iOS17", "iOS18", "iOS26"], default="iOS18")
     parser.add_argument("--attention", choices=["sdpa", "matmul"])
-    parser.add_argument("--compress", action="store_true")
+    parser.add_argument("--compress", nargs="*", choices=list(COMPRESSIONS), default=[])
+    parser.add_argument("--images", type=int, default=1)
     options = parser.parse_args()
     print(processor())
-    for line in measure(options.model, options.precision, options.target, options.attention, options.compress):
+    kinds = (options.target, options.attention, options.compress, options.images)
+    for line in measure(options.model, options.precision, *kinds):
         print(json.dumps(line), flush=True)
 
 

@@ -21,6 +21,7 @@ from lamamba.model import Ops
 from lamamba.precision import DTYPES
 from lamamba.runtimes.noise import normal
 from lamamba.runtimes.parity import (
+    BATCH,
     FORGET,
     SKIP,
     STREAM,
@@ -59,12 +60,12 @@ class NoEffectError(ParityError):
 class Prover:
     """Runs the ladder against the reference on stored weights; the reference's results are computed once."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, images: int = BATCH) -> None:
         self.checkpoint = checkpoint
         self.reference = TorchEngine(checkpoint.model())
         config = checkpoint.config
         shape = (config.in_channels, config.input_size, config.input_size)
-        self.inputs: Inputs = probe_inputs(shape, config.num_classes, float(DEFAULTS["guidance"]))
+        self.inputs: Inputs = probe_inputs(shape, config.num_classes, float(DEFAULTS["guidance"]), images)
         clip = IMAGE_CLIP if checkpoint.metadata.space == "image" else UNCLIPPED
         alphas = linear_alphas_cumprod()
         self.table: Table = sampler_table(alphas, sampler="ddim", steps=TRAJECTORY_STEPS, clip=clip)
@@ -87,9 +88,13 @@ class Prover:
         return self._climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
 
     def prove_compressed(self, engine: Engine, compression: str) -> list[Rung]:
+        """The rungs of `compressed_ladder`; ParityError at the first that fails."""
+        return self._climb(self.compressed_ladder(engine, compression))
+
+    def compressed_ladder(self, engine: Engine, compression: str) -> Iterator[Rung]:
         """Steps, trajectory and image of compressed weights against the uncompressed: rungs "step, int8" and so on."""
-        ladder = self._network(engine, compression)
-        return self._climb(dataclasses.replace(rung, rung=f"{rung.rung}, {compression}") for rung in ladder)
+        for rung in self._network(engine, compression):
+            yield dataclasses.replace(rung, rung=f"{rung.rung}, {compression}")
 
     def _climb(self, ladder: Iterator[Rung]) -> list[Rung]:
         rungs = []
