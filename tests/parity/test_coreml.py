@@ -122,7 +122,7 @@ def test_operations(half: Bundle, whole: Bundle, checkpoint: Checkpoint) -> None
         assert "cast" not in counts
 
 
-@pytest.mark.parametrize("parameter", ["A_logs", "Ds", "dt_projs_weight", "attn.qkv.weight", "fc1.weight"])
+@pytest.mark.parametrize("parameter", ["A_logs", "Ds", "x_proj_weight", "attn.qkv.weight", "fc1.weight"])
 def test_a_perturbed_reference_is_refused(checkpoint: Checkpoint, whole: Bundle, parameter: str) -> None:
     prover = Prover(perturbed(checkpoint, parameter))
     with pytest.raises(ParityError, match="step"):
