@@ -1,5 +1,7 @@
 """Core AI on Linux: conversion, size, operators and the time of a step in coreai-core's own runtime, on the CPU.
 
+Times are those of the processor, all threads together.
+
     python -m benchmarks.coreai_step --model emoji --precision fp32 --rounds 5
 
 `--model` is `emoji`, or a preset with random weights; `--fixed N` makes the functions for N images at a time.
@@ -25,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 from coreai.authoring import AIModelAsset
 
-from benchmarks.timing import interleaved, processor
+from benchmarks.timing import processor
 from lamamba.checkpoint import Checkpoint, load_checkpoint
 from lamamba.compile.capture import OUTPUTS, capture
 from lamamba.compile.to_coreai import lowered, save, to_coreai
@@ -51,8 +53,9 @@ def model(name: str) -> Checkpoint:
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    started = time.perf_counter()
-    return work(), time.perf_counter() - started
+    """What the work gives, and the processor seconds of all threads that it took: other programs do not count."""
+    started = time.process_time()
+    return work(), time.process_time() - started
 
 
 def operators(asset: Path) -> Counter[str]:
@@ -106,7 +109,7 @@ def convert(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) -> 
 
 
 def steps(engine: CoreaiEngine, checkpoint: Checkpoint, batches: list[int], rounds: int) -> dict[str, float]:
-    """Median milliseconds of a step by name."""
+    """Median processor milliseconds of a step by name."""
     config = checkpoint.config
     shape = (config.in_channels, config.input_size, config.input_size)
     table = sampler_table(linear_alphas_cumprod(), sampler="ddim", steps=20, clip=1.0)
@@ -117,8 +120,12 @@ def steps(engine: CoreaiEngine, checkpoint: Checkpoint, batches: list[int], roun
             row = dataclasses.replace(table[10], guided=guided)
             name = f"{'guided' if guided else 'unguided'}, batch {batch}"
             runs[name] = partial(engine.step, state, row, None)
-    medians = {name: statistics.median(times) for name, times in interleaved(runs, rounds).items()}
-    print("\n".join(f"{name}: {milliseconds:.0f} ms" for name, milliseconds in medians.items()))
+    medians = {}
+    for name, run in runs.items():
+        run()
+        spent = [timed(run)[1] for _ in range(rounds)]
+        medians[name] = 1e3 * statistics.median(spent)
+        print(f"{name}: {medians[name]:.0f} ms")
     return medians
 
 

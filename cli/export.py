@@ -128,6 +128,9 @@ def main(
     from lamamba.compile.bundle import Precision, check_replaceable
     from lamamba.compile.export import TARGETS, check_storage
 
+    writer = TARGETS.get(target)
+    if writer is None:
+        raise InputError(f"nothing is exported for {target}; its runtime takes bundles of other targets")
     checkpoint = load_checkpoint(model)
     if name is not None:
         checkpoint = dataclasses.replace(checkpoint, metadata=dataclasses.replace(checkpoint.metadata, name=name))
@@ -143,8 +146,6 @@ def main(
         return
     started = time.perf_counter()
     logging.getLogger("torch").setLevel(logging.ERROR)  # it tells of packages that are not missed
-    writer = TARGETS[target]
-    assert writer is not None
     bundle = writer(checkpoint, out, chosen, lambda line: click.echo(line, err=True), **options)
     if verbose and target in ("torch", "ort"):  # others need their own system to be loaded
         _tell_scan(bundle)

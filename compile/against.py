@@ -22,7 +22,7 @@ class Against:
     """The reference of a checkpoint, its weights rounded as a bundle stores them, beside the bundle's runtime.
 
     Raises:
-        InputError: the checkpoint is of another configuration than the bundle.
+        InputError: the checkpoint is of another configuration than the bundle, or the runtime runs no scan alone.
     """
 
     def __init__(self, runtime: Runtime, checkpoint: Checkpoint) -> None:
@@ -34,14 +34,14 @@ class Against:
                 f"the model has {key} {other[key]}, the bundle {bundle.path} {own[key]}; "
                 "give --against the model that the bundle was exported from"
             )
-        self.runtime, self.precision = runtime, tolerance_of(runtime)
+        self.runtime, self.precision, self.run_scan = runtime, tolerance_of(runtime), scan_runner(runtime)
         compute, storage = (str(bundle.manifest["precision"].get(key, "fp32")) for key in ("compute", "storage"))
         # compressed weights are held to those that were compressed, which were stored as they compute
         self.prover = Prover(round_weights(checkpoint, storage if storage in DTYPES else compute))
 
     def ladder(self) -> Iterator[Rung]:
         """Every rung, failed or not, each computed when it is asked for."""
-        yield from self.prover.ladder(self.runtime.engine, scan_runner(self.runtime), self.precision)
+        yield from self.prover.ladder(self.runtime.engine, self.run_scan, self.precision)
 
     def control(self) -> Rung:
         """The negative control: a reference with wrong scans must be refused."""

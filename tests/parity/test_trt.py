@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lamamba import runtimes
 from lamamba.attention import window_attention
+from lamamba.bundled import default_bundle
 from lamamba.checkpoint import Checkpoint, save_checkpoint
 from lamamba.compile import passes
 from lamamba.compile.bundle import Precision
@@ -47,7 +48,7 @@ from lamamba.config import PRESETS, Metadata
 from lamamba.errors import InputError
 from lamamba.initialise import random_model
 from lamamba.runtimes import trt
-from lamamba.runtimes.bundle import Bundle
+from lamamba.runtimes.bundle import Bundle, open_bundle
 from lamamba.runtimes.ort import OrtEngine
 from lamamba.runtimes.parity import TOLERANCES, compare_step, relative_error
 from lamamba.runtimes.trt_cache import write_engine
@@ -339,9 +340,9 @@ def test_engines_are_asked_for_where_there_are_none(checkpoint: Checkpoint, bund
         trt.open_engine(bundle)
 
 
-def test_options_that_cannot_be_followed(bundle: Bundle, tiny_bundle: Bundle) -> None:
+def test_options_that_cannot_be_followed(bundle: Bundle) -> None:
     cases: list[tuple[Bundle, dict[str, Any], str]] = [
-        (tiny_bundle, {}, "was exported for ort; make one with lamamba-export -t trt"),
+        (open_bundle(default_bundle()), {}, "was exported for ort; make one with lamamba-export -t trt"),
         (bundle, {"threads": 2}, "leave --threads out"),
         (bundle, {"device": "cpu"}, "TensorRT has no device 'cpu'"),
         (bundle, {"builder": "abacus"}, "no builder 'abacus'"),
