@@ -90,6 +90,8 @@ def draw(facts: Facts, path: Path) -> None:
         _line(right, tokens, rows, [1 / row["batch"] for row in rows], name)
     left.set(xlabel="batch", ylabel="ms a step", xscale="log", yscale="log", title=facts["processor"])
     right.set(xlabel="tokens of the first stage", ylabel="ms an image", xscale="log", yscale="log")
+    _ticks(left, {row["batch"] for row in facts["rows"]})
+    _ticks(right, {side["tokens"] for side in facts["sides"].values()})
     for axes in (left, right):
         axes.grid(True, which="both", alpha=0.3)
         axes.legend(fontsize="small")
@@ -99,6 +101,17 @@ def draw(facts: Facts, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     finally:
         pyplot.close(figure)
+
+
+def _ticks(axes: Any, values: set[int]) -> None:
+    """Ticks of the horizontal axis where there are values, and plain numbers on both."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.set_xticks(sorted(values), [str(value) for value in sorted(values)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(plain)
 
 
 def _line(axes: Any, x: Sequence[float], rows: Sequence[Facts], scales: Sequence[float], label: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,10 @@ def _network_side(name: str, source: str, config: ModelConfig, macs: int, choice
     shape = (config.in_channels, config.input_size, config.input_size)
     facts: dict[str, Any] = {"shape": shape, "tokens": config.resolutions[0] ** 2, "macs": macs}
     if runtime == "ort":
-        import logging
-
         from lamamba.compile.peers import lamamba_graph
 
         if choice.precision == "bf16":
             raise InputError(f"{name} in ort has no bf16; use --precision fp32 or fp16")
-        logging.getLogger("torch").setLevel(logging.ERROR)  # it tells of packages that are not missed
         folder.mkdir(exist_ok=True)
         facts["ops"] = tuple(lamamba_graph(folder, config, choice.precision))
     return _random_side(name, runtime, source, folder, choice, facts)
@@ -131,6 +129,7 @@ def _side(choice: Choice, **facts: Any) -> Side:
 
 
 def _network_runtime(what: str, choice: Choice) -> str:
+    logging.getLogger("torch").setLevel(logging.ERROR)  # it tells of packages that are not missed
     runtime = "ort" if choice.runtime == "auto" else choice.runtime
     if runtime not in ("ort", "torch"):
         raise InputError(f"{what} runs with random weights in ort and torch only; export a bundle for {runtime}")
