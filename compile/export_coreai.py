@@ -70,8 +70,8 @@ def prove_half(
 ) -> list[Rung]:
     """The ladder in float16, on a copy of the functions whose operators round once.
 
-    On Linux coreai-core rounds each sum of a product to float16, which takes a thousand times as long as float32 and
-    loses about what bfloat16 does. So the stored functions are run once each, within the bound of bfloat16.
+    On Linux coreai-core rounds each sum of a product to float16: a step takes some twenty times as long as in float32
+    and loses about what bfloat16 does. So the stored functions are run once each, within the bound of bfloat16.
     """
     rungs = prove_once(prover, engine, TOLERANCES["bf16"].step)
     with tempfile.TemporaryDirectory() as folder:
