@@ -57,7 +57,7 @@ def session(model: bytes, library: bool, busy: bool, threads: int) -> ort.Infere
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(busy)))
     if library:
-        options.register_custom_ops_library(str(native.PATH))
+        ort_native.register(options, native.PATH, "CPUExecutionProvider")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

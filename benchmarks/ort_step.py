@@ -24,6 +24,7 @@ import onnxruntime
 from benchmarks.timing import interleaved, processor
 from lamamba import native
 from lamamba.config import PRESETS
+from lamamba.runtimes import ort_native
 
 SIDES = (32, 64)
 
@@ -41,7 +42,7 @@ def session(path: Path, threads: int, with_native: bool) -> onnxruntime.Inferenc
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if with_native:
-        options.register_custom_ops_library(str(native.PATH))
+        ort_native.register(options, native.PATH, "CPUExecutionProvider")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lamamba.model import LaMamba
-from lamamba.runtimes.ort import ERRORS_ONLY, GRAPHS, OrtEngine
+from lamamba.runtimes import ort_native
+from lamamba.runtimes.ort import ERRORS_ONLY, GRAPHS, PROVIDERS, OrtEngine
 from lamamba.runtimes.parity import TIMESTEPS, TOLERANCES, Difference, Inputs, difference, relative_error
 from lamamba.runtimes.sampler import Engine
 from lamamba.runtimes.schedule import UNCLIPPED
@@ -133,7 +134,7 @@ def _run(engine: OrtEngine, model: onnx.ModelProto, folder: Path, wanted: list[s
     options.log_severity_level = ERRORS_ONLY
     options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
     if engine.library is not None:
-        options.register_custom_ops_library(str(engine.library))
+        ort_native.register(options, engine.library, PROVIDERS[engine.device])
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(engine.providers))
     x, labels, _ = inputs
     zeros = np.zeros_like(x)

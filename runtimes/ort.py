@@ -84,7 +84,7 @@ def run_model(model: bytes, inputs: Mapping[str, NDArray[Any]], library: Path | 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     if library is not None:
-        options.register_custom_ops_library(str(library))
+        ort_native.register(options, library, PROVIDERS["cpu"])
     session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
     outputs: list[NDArray[Any]] = session.run(None, dict(inputs))
     return outputs
@@ -131,7 +131,7 @@ class OrtEngine:
             options.intra_op_num_threads = self.threads
         try:
             if self.library is not None:
-                options.register_custom_ops_library(str(self.library))
+                ort_native.register(options, self.library, PROVIDERS[self.device])
             return onnxruntime.InferenceSession(path, options, providers=list(self.providers))
         except Exception as error:  # onnxruntime raises its own types, one a status code, without a common base
             reason = " ".join(str(error).split())[:300]

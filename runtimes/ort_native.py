@@ -18,6 +18,7 @@ CHOICES = ("auto", "on", "off")
 SCAN = "lamamba.ai::CrossScan"
 ATTENTIONS = ("lamamba.ai::WindowAttention", "lamamba.ai::ShiftedWindowAttention")
 CUDA = "CUDAExecutionProvider"
+REGISTERED = ("CPUExecutionProvider", CUDA)
 
 
 def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str = "auto") -> Path | None:
@@ -37,7 +38,7 @@ def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str 
     if choice == "off":
         return None
     if choice == "on":
-        if reason := native.unusable() or _uncovered(ops, provider) or _refused():
+        if reason := native.unusable() or _uncovered(ops, provider) or _refused(provider):
             raise InputError(f"the native library {native.PATH.name} cannot be used: {reason}; use native 'auto'")
         return native.PATH
     if not native.PATH.exists() or not native.available():
@@ -47,7 +48,7 @@ def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str 
         return None
     if _uncovered(ops, provider):
         return None
-    if reason := _refused():
+    if reason := _refused(provider):
         warn(reason)
         return None
     return native.PATH
@@ -57,7 +58,19 @@ def why_not(ops: Sequence[Mapping[str, Any]], provider: str, choice: str = "auto
     """Why the library does not compute these operators, for people; empty where it would."""
     if choice == "off":
         return "native is off"
-    return native.unusable() or _uncovered(ops, provider) or _refused()
+    return native.unusable() or _uncovered(ops, provider) or _refused(provider)
+
+
+def register(options: onnxruntime.SessionOptions, library: Path, provider: str) -> None:
+    """Register the library's operators for a session of this execution provider; onnxruntime raises what it refuses.
+
+    Those for CUDA come without attentions, so a session on the CPU must not get them.
+    """
+    loaded = native.library()
+    if loaded is not None and hasattr(loaded, "lamamba_register_for"):
+        loaded.lamamba_register_for.argtypes = [ctypes.c_char_p]
+        loaded.lamamba_register_for(provider.encode() if provider in REGISTERED else None)
+    options.register_custom_ops_library(str(library))
 
 
 def calls() -> int:
@@ -119,10 +132,10 @@ def _damaged() -> str:
     return ""
 
 
-def _refused() -> str:
+def _refused(provider: str) -> str:
     """What this onnxruntime says against the library, or an empty text."""
     try:
-        onnxruntime.SessionOptions().register_custom_ops_library(str(native.PATH))
+        register(onnxruntime.SessionOptions(), native.PATH, provider)
     except Exception as error:  # onnxruntime's own types, one a status code, without a common base
         return " ".join(str(error).split())[:300]
     return ""

@@ -26,6 +26,7 @@ from lamamba.compile.export import export_ort, run_scan
 from lamamba.compile.onnx_scan import DOMAIN, one_node_model
 from lamamba.compile.prove import ParityError, Prover
 from lamamba.errors import InputError
+from lamamba.native import cuda
 from lamamba.runtimes import ort_native
 from lamamba.runtimes.bundle import Bundle, open_bundle
 from lamamba.runtimes.ort import PROVIDERS, OrtEngine, open_engine, run_model
@@ -86,6 +87,16 @@ def test_both_paths_agree_on_one_bundle(bundle: Bundle, guided: bool, batch: int
     bound = TOLERANCES[str(bundle.manifest["precision"]["compute"])].step
     for quantity in ("eps", "v", "x_next"):
         assert 0 < relative_error(found["on"][quantity], found["off"][quantity]) <= bound, quantity
+
+
+@built
+def test_kernels_for_cuda_leave_sessions_on_the_cpu_alone(tiny_bundle: Bundle) -> None:
+    """A process that has opened, or only asked about, CUDA goes on computing attentions on the CPU."""
+    if not cuda.add_kernels():
+        pytest.skip("the package holds no kernels for CUDA")
+    before = ort_native.calls()
+    runtimes.load(tiny_bundle, native="on").sample_latents([0], seed=1, steps=1, sampler="ddim", guidance=1.0)
+    assert ort_native.calls() - before == scans_and_attentions(tiny_bundle)
 
 
 @built

@@ -31,6 +31,7 @@ struct Made {
 std::atomic<int64_t> calls{0};
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 Made made[MOST_DOMAINS];
+thread_local bool cpu_alone = false;  // of `lamamba_register_for`
 
 Status *add(Made *made, Operator *op, int type, void (*describe_provider)(Operator *)) {
   describe(op, made->api, type);
@@ -64,7 +65,8 @@ Status *make(const Api *api, int on_cuda, Made *into) {
 
 Status *find_or_make(const Api *api, const Made **found) {
   int on_cuda = 0;
-  for (int type : TYPES) on_cuda |= cuda::has_kernels(type) << type;
+  if (!cpu_alone)
+    for (int type : TYPES) on_cuda |= cuda::has_kernels(type) << type;
   for (Made &one : made) {
     if (!one.api)
       if (Status *status = make(api, on_cuda, &one)) {
@@ -95,6 +97,13 @@ EXPORT Status *RegisterCustomOps(Options *options, const ApiBase *base) {
   Status *status = find_or_make(api, &found);
   pthread_mutex_unlock(&lock);
   return status ? status : api->AddCustomOpDomain(options, found->domain);
+}
+
+EXPORT int lamamba_register_for(const char *provider) {
+  const bool cpu = provider && strcmp(provider, "CPUExecutionProvider") == 0;
+  if (provider && !cpu && strcmp(provider, "CUDAExecutionProvider") != 0) return 1;
+  cpu_alone = cpu;
+  return 0;
 }
 
 EXPORT int lamamba_covers(const char *provider, int type, int64_t rank, int64_t state) {
