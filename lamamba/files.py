@@ -82,6 +82,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     folder = Path(os.path.realpath(folder))  # of a link, what it points to is replaced
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        finish_swap(folder)
         _remove_stale(folder)
         temporary = folder.with_name(PARTIAL.format(folder.name) + str(os.getpid()))
         temporary.mkdir()
@@ -103,6 +104,9 @@ def finish_swap(folder: Path) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
+    """What writers of `folder` left that did not end, and the backup of one that had only that to remove."""
+    if folder.exists():
+        shutil.rmtree(folder.with_name(BACKUP.format(folder.name)), ignore_errors=True)
     for stale in folder.parent.glob(PARTIAL.format(glob.escape(folder.name)) + "*"):
         pid = stale.name.rpartition("-")[2]
         # containers give every run the same number, so a folder of this very process is an earlier one's
@@ -112,8 +116,13 @@ def _remove_stale(folder: Path) -> None:
 
 def _swap(new: Path, old: Path) -> None:
     if not old.exists():
-        new.rename(old)
-    elif not _exchange(new, old):
+        try:
+            new.rename(old)
+            return
+        except OSError:
+            if not old.exists():  # else another process, writing to the same place, was quicker
+                raise
+    if not _exchange(new, old):
         backup = old.with_name(BACKUP.format(old.name))
         shutil.rmtree(backup, ignore_errors=True)
         old.rename(backup)

@@ -1,0 +1,134 @@
+"""Exports killed at any moment, and two at once: the old bundle or the whole new one, and no litter after the next.
+
+LAMAMBA_FAULTS=3000 python -m pytest tests/faults kills ten times as many.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lamamba.checkpoint import save_checkpoint
+from lamamba.runtimes.bundle import open_bundle
+from tests.faults.exporter import small_model
+from tests.faults.test_corruption import COUNT, ROOT
+from tests.forge import copy_bundle
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills processes with the signals of POSIX")
+
+KILLS = max(1, COUNT // 10)
+PATIENCE = 120  # seconds
+COMMAND = "from lamamba.cli.export import main; main()"
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.faults.exporter", str(tmp_path), str(KILLS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE + 10 * KILLS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    careful = [line for line in lines if "careless" not in line]
+    assert len(careful) == KILLS
+    for line in careful:
+        assert line["ended"] in ("killed", "done"), line  # a time may fall behind the end
+        assert line["found"] in ((line["before"], line["wrote"]) if line["ended"] == "killed" else (line["wrote"],)), (
+            line
+        )
+        assert (line["again"], line["then"], line["beside"]) == ("done", line["wrote"], []), line
+    killed = [line for line in careful if line["ended"] == "killed"]
+    assert len(killed) >= 0.5 * KILLS
+    assert sum(bool(line["left"]) for line in killed) >= 0.5 * len(killed)
+    assert {line["found"] == line["wrote"] for line in killed} == {True, False}
+    careless = [line for line in lines if "careless" in line]
+    assert any(line["found"] not in (line["before"], line["wrote"]) for line in careless), "what tells a half bundle?"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A small model, and an older bundle of the name that it is exported to."""
+    save_checkpoint(tmp_path / "model", small_model("new"))
+    (tmp_path / "out").mkdir()
+    copy_bundle(tmp_path / "out" / "x.lamamba")
+    return tmp_path
+
+
+def start(place: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", COMMAND, "model", "-t", "torch", "-o", "out/x.lamamba"]
+    return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def names(place: Path) -> list[str]:
+    return sorted(path.name for path in (place / "out").iterdir())
+
+
+def wait_for_partial(place: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not any((place / "out").glob(".x.lamamba.partial-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_whole_command_killed(place: Path) -> None:
+    """Twice while it compares and once at any time; then one that ends, and one beside it."""
+    draw = random.Random(3)
+    for while_comparing in (True, False, True):
+        process = start(place)
+        if while_comparing:
+            wait_for_partial(place, process)
+        time.sleep(draw.uniform(0, 1))
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+        assert open_bundle(place / "out" / "x.lamamba").name == "emoji"
+        assert any(name.startswith(".x.lamamba.partial-") for name in names(place)) or not while_comparing
+    ending = [start(place), start(place)]
+    for process in ending:
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0 or err.splitlines()[-1].startswith("lamamba-export: cannot write "), (out, err)
+    assert 0 in [process.returncode for process in ending]
+    assert open_bundle(place / "out" / "x.lamamba").name == "new"
+    assert names(place) == ["x.lamamba"]
+
+
+def test_two_at_once_where_nothing_was(tmp_path: Path) -> None:
+    """The writer alone, many times: at the end one bundle stands, and whoever did not write it said so in one line."""
+    command = [sys.executable, "-c", WRITE_AT_ONCE, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["whole"] * 20
+
+
+WRITE_AT_ONCE = """
+import os, sys
+from pathlib import Path
+from lamamba.errors import InputError
+from lamamba.files import atomic_folder
+place = Path(sys.argv[1])
+def write(target, text):
+    try:
+        with atomic_folder(target) as folder:
+            for number in range(5):
+                (folder / str(number)).write_text(text)
+    except InputError as error:
+        os._exit(0 if "cannot write" in str(error) else 3)
+for number in range(20):
+    target, children = place / f"{number}.lamamba", []
+    for text in "abc":
+        pid = os.fork()
+        if pid == 0:
+            try:
+                write(target, text)
+            finally:
+                os._exit(4 if sys.exc_info()[0] else 0)
+        children.append(pid)
+    codes = [os.waitpid(pid, 0)[1] for pid in children]
+    texts = {path.read_text() for path in target.iterdir()}
+    left = [path.name for path in place.iterdir() if path.name.startswith(".")]
+    print("whole" if codes == [0] * 3 and len(texts) == 1 and len(list(target.iterdir())) == 5 and not left else
+          f"bad:{codes}{texts}{left}")
+"""
