@@ -17,6 +17,15 @@ DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used 
 class Command(click.Command):
     """A click command whose errors are one line each."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Command.invoke`; of an interruption no empty line remains where errors go to a file."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interruption:
+            if sys.stderr.isatty():  # after ^C
+                click.echo(err=True)
+            raise click.Abort from interruption
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; exits 0, or 2 for bad input, 1 when the work itself failed, 130 when interrupted."""
         kwargs["standalone_mode"] = False

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from lamamba.errors import InputError
-from lamamba.files import atomic_path, check_writable
+from lamamba.files import atomic_path, check_writable, remove_abandoned
 
 Images = NDArray[np.uint8]
 KEY = "lamamba"  # the PNG text chunk that holds the parameters as JSON
@@ -101,4 +101,5 @@ def check_output(out: str, latent: bool, count: int, height: int, width: int) ->
             f"a sheet of {count} pictures has {columns}x{rows} pixels, too many to open; give -o a folder or a .npz"
         )
     check_writable(place)
+    remove_abandoned(place)
     return kind

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
+import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +19,15 @@ from lamamba.errors import InputError
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, renameat2
 RENAME_SWAP = 2  # macOS, renamex_np
 PROBE = 1 << 16  # bytes written to see whether a disk is full
+UNFINISHED = re.compile(r"\..+\.partial-[a-z0-9_]{8}(\.[^.]+)?")  # as atomic_path names what it has not finished
+ABANDONED = 3600.0  # seconds without a byte written
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
+
+    What a killed process leaves is removed by `remove_abandoned`.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.
@@ -29,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix or ".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", suffix=path.suffix or ".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -63,6 +69,22 @@ def check_writable(folder: Path) -> None:
             probe.write(bytes(PROBE))
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another place") from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished files of processes that were killed, of which nothing was written for an hour.
+
+    Only time tells: other containers and computers may write to the same folder.
+    """
+    latest = time.time() - ABANDONED
+    try:
+        with os.scandir(folder) as found:
+            for entry in found:
+                unfinished = UNFINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+                if unfinished and entry.stat().st_mtime < latest:
+                    os.unlink(entry)
+    except OSError:  # not there yet, or not ours to tidy
+        return
 
 
 BACKUP = ".{}.previous"

@@ -19,7 +19,7 @@ from torch import Tensor
 from lamamba.checkpoint import Checkpoint, save_checkpoint
 from lamamba.config import Metadata, ModelConfig
 from lamamba.errors import InputError
-from lamamba.files import atomic_path
+from lamamba.files import atomic_path, remove_abandoned
 from lamamba.optimise import VECTORS, Layout, State
 
 CHECKPOINT, MODEL, LOG = "checkpoint.safetensors", "model", "log.jsonl"
@@ -110,12 +110,14 @@ def save_model(run: Path, state: State, layout: Layout, config: ModelConfig, met
 
 
 def prepare_folder(run: Path, step: int) -> None:
-    """Make the folder; drop the log's lines after `step` and a line cut off by a crash: they will be written again."""
+    """Make the folder; remove what a crash left unfinished, and the log's lines after `step`, to be written again."""
     path = run / LOG
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {run}: {error.strerror}; choose another place") from error
+    for folder in (run, run / MODEL):
+        remove_abandoned(folder)
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]

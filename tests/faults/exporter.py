@@ -11,13 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,11 +30,10 @@ from lamamba.config import PRESETS, Metadata
 from lamamba.errors import InputError
 from lamamba.initialise import random_model
 from lamamba.runtimes.bundle import open_bundle
+from tests.faults.killing import child, on_act, send_itself_at
 
-LIMIT = 60  # seconds
 LAST_ACTS = 15  # sealing, checking, moving in, cleaning up
 CARELESS = 6
-ACTS = ("open", "os.", "shutil.", "tempfile.", "ctypes.dlsym")  # of Python's audit events, each before it happens
 SMALL = dataclasses.replace(PRESETS["tiny"], in_channels=4, input_size=8, d_state=1)
 
 
@@ -68,53 +65,6 @@ def remember_comparisons(model: Checkpoint) -> None:
     export.Prover = Proved  # type: ignore[assignment, misc]
 
 
-def on_act(act: Callable[[int], None]) -> None:
-    """Call `act` with the number of each act on files of this process, before it happens."""
-    count, inside = 0, False
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count, inside
-        if not inside and event.startswith(ACTS):
-            inside = True
-            count += 1
-            act(count)
-            inside = False
-
-    sys.addaudithook(hook)
-
-
-def child(run: Callable[[], None], seconds: float = LIMIT) -> str:
-    """Run in a child; "done", "killed" (by itself, or after `seconds`), or what else became of it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run()
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.0005)
-    else:
-        os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-        if seconds == LIMIT:
-            return "hung"
-    return {0: "done", signal.SIGKILL: "killed"}.get(status, f"status {status}")
-
-
-def kill_this_process_at(last: int) -> Callable[[int], None]:
-    def act(number: int) -> None:
-        if number == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return act
-
-
 class Exports:
     """Of two models, "old" and "new", to one target."""
 
@@ -134,7 +84,7 @@ class Exports:
     def count_acts(self, file: Path) -> int:
         def counted() -> None:
             last = [0]
-            on_act(lambda number: last.__setitem__(0, number))
+            on_act(lambda number, event: last.__setitem__(0, number))
             self.export("old")
             total = last[0]
             file.write_text(str(total))
@@ -173,7 +123,7 @@ class Exports:
             if not exchange:  # as on a system that cannot exchange two folders in one step
                 files._exchange = lambda a, b: False
             if by_act:
-                on_act(kill_this_process_at(act))
+                on_act(send_itself_at(act))
             self.export(name)
 
         ended = child(run) if by_act else child(run, seconds)
