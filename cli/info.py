@@ -159,6 +159,6 @@ def _bundle_text(bundle: dict[str, Any]) -> list[str]:
     ]
     for rung in bundle["parity"] or []:
         value = rung["value"] if isinstance(rung["value"], str) else f"{rung['value']:.3g}"
-        bound = "" if rung["bound"] is None else f" (bound {rung['bound']:g})"
+        bound = "" if rung.get("bound") is None else f" (bound {rung['bound']:g})"
         lines.append(f"parity: {rung['rung']}, {rung['quantity']}: {rung['measure']} {value}{bound}")
     return lines

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lamamba.model import LaMamba
 from lamamba.runtimes import ort_native
-from lamamba.runtimes.ort import ERRORS_ONLY, GRAPHS, PROVIDERS, OrtEngine
+from lamamba.runtimes.ort import FATAL_ONLY, GRAPHS, PROVIDERS, OrtEngine
 from lamamba.runtimes.parity import TIMESTEPS, TOLERANCES, Difference, Inputs, difference, relative_error
 from lamamba.runtimes.sampler import Engine
 from lamamba.runtimes.schedule import UNCLIPPED
@@ -131,7 +131,7 @@ def ort_taps(engine: OrtEngine, inputs: Inputs, expected: Mapping[str, NDArray[A
 
 def _run(engine: OrtEngine, model: onnx.ModelProto, folder: Path, wanted: list[str], inputs: Inputs) -> list[Any]:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
     if engine.library is not None:
         ort_native.register(options, engine.library, PROVIDERS[engine.device])

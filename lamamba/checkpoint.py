@@ -117,7 +117,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error})") from error
+        raise InputError(f"{path} is not a whole safetensors file ({error!s:.200})") from error
 
 
 class _Namespace:
@@ -156,7 +156,10 @@ def _refusal(error: Exception) -> str:
     """Why torch would not load a file; its own message explains at length how to switch the protection off."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named:
-        return f"its pickle names {named[1]}, which is refused"
+        return (
+            f"its pickle names {named[1]}, which is refused, as loading it could run code; where you trust the file, "
+            f"load it and save the weights as {CONFIG_FILE} and {WEIGHTS_FILE} (lamamba.checkpoint.save_checkpoint)"
+        )
     return "it is damaged, or no file of torch.save"
 
 

@@ -58,11 +58,19 @@ def read_record(run: Path) -> dict[str, Any] | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             record = json.loads((file.metadata() or {})[KEY])
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is damaged or no training checkpoint; train into another folder") from error
-    if record.get("format") != FORMAT:
-        raise InputError(f"{path} has format {record.get('format')}, this version reads {FORMAT}; train anew")
+    form = record.get("format") if isinstance(record, dict) else None
+    if form != FORMAT:
+        raise InputError(f"{path} has format {form!r:.80}, this version reads {FORMAT!r}; train anew")
+    if not _is_record(record):
+        raise InputError(f"{path} lacks step, seconds or settings of its run; train into another folder")
     return record  # type: ignore[no-any-return]
+
+
+def _is_record(values: dict[str, Any]) -> bool:
+    step, seconds, settings = (values.get(key) for key in ("step", "seconds", "settings"))
+    return type(step) is int and step >= 0 and type(seconds) in (int, float) and isinstance(settings, dict)
 
 
 def check_settings(run: Path, record: dict[str, Any], settings: dict[str, Any]) -> None:

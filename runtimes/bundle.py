@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -18,6 +19,7 @@ from lamamba.config import Metadata, ModelConfig
 from lamamba.errors import InputError
 from lamamba.files import finish_swap
 from lamamba.runtimes.manifest import check_manifest, manifest_metadata
+from lamamba.runtimes.onnx_file import check_external_data
 
 FORMAT = "lamamba-bundle"
 VERSION = 1
@@ -134,10 +136,10 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """Open a bundle and check it.
 
     Args:
-        path: the folder. verify: also read every file and compare its hash.
+        path: the folder. verify: also read every file, compare its hash, and see what graphs read their weights from.
 
     Raises:
-        InputError: not a bundle, one of a newer format, damaged, incomplete, or with links to files outside.
+        InputError: not a bundle, one of a newer format, damaged, incomplete, or with links or graphs that lead outside.
     """
     folder = Path(path)
     finish_swap(folder)
@@ -147,10 +149,13 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     if file.name != MANIFEST or not file.is_file():
         raise InputError(f"{folder} is not a bundle: it holds no {MANIFEST}; make one with lamamba-export")
     bundle = Bundle(path=file.parent, manifest=read_manifest(file))
-    for name in (MANIFEST, *bundle.files):
+    for name in (MANIFEST, *bundle.files, *_links(bundle.path)):
         _check_inside(bundle.path, name)
     if verify:
         bundle.verify()
+        for name in bundle.files:
+            if name.endswith(".onnx"):
+                check_external_data(bundle.path / name, bundle.files)
     return bundle
 
 
@@ -221,6 +226,14 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Links in the folder, named in the manifest or not: what reads a package of files may follow them."""
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                yield path.relative_to(folder).as_posix()
 
 
 def _check_inside(folder: Path, name: str) -> None:

@@ -21,7 +21,7 @@ GRAPHS = {False: "step.onnx", True: "step_guided.onnx"}
 WEIGHTS = "model.safetensors"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_DEFAULTS = {"use_tf32": "0"}  # float32 means float32
-ERRORS_ONLY = 3
+FATAL_ONLY = 4  # errors are raised as well, and told in one line
 
 
 def open_engine(
@@ -82,10 +82,10 @@ class State:
 def run_model(model: bytes, inputs: Mapping[str, NDArray[Any]], library: Path | None = None) -> list[NDArray[Any]]:
     """Run a serialised graph once on the CPU, its scans by the native library if one is given."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     if library is not None:
         ort_native.register(options, library, PROVIDERS["cpu"])
-    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
+    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS["cpu"]], enable_fallback=0)
     outputs: list[NDArray[Any]] = session.run(None, dict(inputs))
     return outputs
 
@@ -126,13 +126,13 @@ class OrtEngine:
 
     def _create(self, path: Path) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         try:
             if self.library is not None:
                 ort_native.register(options, self.library, PROVIDERS[self.device])
-            return onnxruntime.InferenceSession(path, options, providers=list(self.providers))
+            return onnxruntime.InferenceSession(path, options, providers=list(self.providers), enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own types, one a status code, without a common base
             reason = " ".join(str(error).split())[:300]
             if self.library is None or self.keep_library:

@@ -141,8 +141,10 @@ def read_golden(bundle: Bundle) -> Golden:
                 golden[name] = arrays[name]
                 if golden[name].shape != shape or golden[name].dtype != dtype or not np.isfinite(golden[name]).all():
                     raise ValueError(f"{name} is not {np.dtype(dtype).name} {shape} of finite numbers")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no golden vectors of this model ({error}); export the bundle again") from error
+    except Exception as error:  # NumPy, zipfile and its decompressors report damage through many types
+        raise InputError(
+            f"{path} holds no golden vectors of this model ({error!s:.200}); export the bundle again"
+        ) from error
     return golden
 
 
