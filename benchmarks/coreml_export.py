@@ -20,6 +20,7 @@ from lamamba.bundled import bundled_model
 from lamamba.checkpoint import Checkpoint, load_checkpoint
 from lamamba.compile import passes
 from lamamba.compile.capture import capture
+from lamamba.compile.coreml_compression import stand_for, weights_rung, with_weights
 from lamamba.compile.export import round_weights
 from lamamba.compile.export_coreml import check_options, open_folder, run_scan, save_all, size_rung
 from lamamba.compile.mil import load_package
@@ -27,7 +28,7 @@ from lamamba.compile.prove import Prover
 from lamamba.compile.to_coreml import COMPRESSIONS, compressed, lowering, to_coreml
 from lamamba.config import Metadata, preset
 from lamamba.initialise import random_model
-from lamamba.runtimes.parity import Rung
+from lamamba.runtimes.parity import Rung, psnr
 
 
 def checkpoint_of(name: str) -> Checkpoint:
@@ -74,9 +75,25 @@ def measure(
             smaller = {guided: compressed(model, kind) for guided, model in models.items()}
             graphs = save_all(smaller, folder, target)
             took = [round(time.perf_counter() - start[0], 1), round(time.process_time() - start[1], 1)]
-            rungs = list(prover.compressed_ladder(open_folder(folder, graphs, 1), kind))
-            facts = {"model": f"{name}, {kind}", "seconds, wall and CPU": took}
-            yield {**facts, **_quality(rungs), "bytes": size_rung(folder, graphs, "").value}
+            stored = with_weights(rounded, stand_for(smaller[True]))
+            same = Prover(stored, images)
+            rungs = list(same.network(open_folder(folder, graphs, 1), precision))
+            cost = [rung.value for rung in same.cost(prover, kind) if "denoised" not in rung.quantity]
+            yield {
+                "model": f"{name}, {precision}, {kind}",
+                "seconds, wall and CPU": took,
+                "bytes": size_rung(folder, graphs, "").value,
+                "weights": weights_rung(rounded, stored, kind).value,
+                "against the same weights": _quality(rungs),
+                "cost": {"step": max(cost[:-1]), "image, dB": cost[-1]},
+                "cost in the image, dB, each of some": each_image(rounded, stored),
+            }
+
+
+def each_image(original: Checkpoint, stored: Checkpoint, images: int = 12) -> list[float]:
+    """PSNR of single images that two references make of the same noise."""
+    pictures = [Prover(checkpoint, images).trajectory[-1] for checkpoint in (stored, original)]
+    return sorted(round(psnr(got, expected), 1) for got, expected in zip(*pictures, strict=True))
 
 
 def _scan(half: bool, target: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lamamba.runtimes.parity import Rung
 from lamamba.runtimes.sampler import SamplingError
 from lamamba.runtimes.verify import golden_cases, golden_control, integrity
 
+EXECUTOR = "coreml executor"
 HEADINGS = ("rung", "quantity", "measure", "value", "bound", "")
 
 
@@ -78,14 +80,14 @@ def main(
     outcome.notes += damage
     if whole.passed:
         options = engine_options(opened, runtime, device, native, threads)
-        computing = load(opened, runtime, **options)
+        computing = open_runtime(opened, runtime, options)
         try:
             _compute(computing, options, against, strict, outcome)
         except SamplingError as error:
             outcome.rungs.append(_not_computed())
             outcome.notes.append(str(error))
     name = opened.target if runtime == "auto" else runtime
-    _tell(opened, name, outcome, as_json)
+    _tell(opened, EXECUTOR if executed(name) else name, outcome, as_json)
     return 0 if outcome.passed else FAILED
 
 
@@ -102,6 +104,20 @@ def engine_options(
     if native is not None:
         options["native"] = native
     return options
+
+
+def executed(runtime: str) -> bool:
+    """Whether a bundle is computed by this project's executor of Core ML packages, as there is no Core ML here."""
+    return runtime == "coreml" and platform.system() != "Darwin"
+
+
+def open_runtime(bundle: Bundle, runtime: str, options: dict[str, Any]) -> Runtime:
+    """As `lamamba.runtimes.load`, but Core ML bundles are executed where there is no Core ML."""
+    if not executed(bundle.target if runtime == "auto" else runtime):
+        return load(bundle, runtime, **options)
+    from lamamba.compile.coreml_executor import load_executed
+
+    return load_executed(bundle, **options)
 
 
 def _compute(runtime: Runtime, options: dict[str, Any], against: str | None, strict: bool, outcome: Outcome) -> None:
@@ -155,6 +171,11 @@ def _tell(bundle: Bundle, runtime: str, outcome: Outcome, as_json: bool) -> None
             click.echo(f"{rung.rung}, {rung.quantity}: {rung.difference}")
     for note in outcome.notes:
         click.echo(note)
+    if runtime == EXECUTOR:
+        click.echo(
+            "Core ML is part of macOS: the packages were executed by lamamba.compile.mil, which proves graphs and "
+            "weights, not Apple's kernels"
+        )
     failed = sum(not rung.passed for rung in outcome.rungs)
     verdict = "verified" if not failed else f"FAILED at {failed} of {len(outcome.rungs)} rungs"
     click.echo(f"{bundle.path}: {bundle.name} in {runtime}, {verdict}")

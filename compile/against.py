@@ -12,10 +12,10 @@ from lamamba.compile.prove import Prover, RunScan
 from lamamba.compile.taps import Departure, first_departure
 from lamamba.errors import InputError
 from lamamba.precision import DTYPES
+from lamamba.runtimes.bundle import Bundle
 from lamamba.runtimes.ort import OrtEngine
 from lamamba.runtimes.parity import Rung
 from lamamba.runtimes.runtime import Runtime
-from lamamba.runtimes.verify import tolerance_of
 
 
 class Against:
@@ -34,13 +34,13 @@ class Against:
                 f"the model has {key} {other[key]}, the bundle {bundle.path} {own[key]}; "
                 "give --against the model that the bundle was exported from"
             )
-        self.runtime, self.precision, self.run_scan = runtime, tolerance_of(runtime), scan_runner(runtime)
-        compute, storage = (str(bundle.manifest["precision"].get(key, "fp32")) for key in ("compute", "storage"))
-        # compressed weights are held to those that were compressed, which were stored as they compute
-        self.prover = Prover(round_weights(checkpoint, storage if storage in DTYPES else compute))
+        self.runtime, self.precision, self.run_scan = runtime, runtime.precision, scan_runner(runtime)
+        stored, self.weights = as_stored(checkpoint, bundle)
+        self.prover = Prover(stored)
 
     def ladder(self) -> Iterator[Rung]:
         """Every rung, failed or not, each computed when it is asked for."""
+        yield from self.weights
         yield from self.prover.ladder(self.runtime.engine, self.run_scan, self.precision)
 
     def control(self) -> Rung:
@@ -51,6 +51,18 @@ class Against:
         """Where inside the network a failed ladder begins, in runtimes that can be looked into."""
         reference = self.prover.reference.model
         return first_departure(reference, self.runtime.engine, self.prover.inputs, self.precision)
+
+
+def as_stored(checkpoint: Checkpoint, bundle: Bundle) -> tuple[Checkpoint, list[Rung]]:
+    """The checkpoint with its weights as a bundle stores them; compressed ones, with the rung of what that changed."""
+    compute, storage = (str(bundle.manifest["precision"].get(key, "fp32")) for key in ("compute", "storage"))
+    if storage in DTYPES:
+        return round_weights(checkpoint, storage), []
+    from lamamba.compile.coreml_compression import stored_in, weights_rung, with_weights
+
+    rounded = round_weights(checkpoint, compute)
+    stored = with_weights(rounded, stored_in(bundle))
+    return stored, [weights_rung(rounded, stored, storage)]
 
 
 def scan_runner(runtime: Runtime) -> RunScan:
@@ -66,6 +78,8 @@ def scan_runner(runtime: Runtime) -> RunScan:
     if runtime.name == "coreml":
         from lamamba.compile import export_coreml
 
-        made_for = manifest["coreml"]["deployment_target"]
-        return partial(export_coreml.run_scan, half=precision == "fp16", deployment_target=made_for)
+        made = {"deployment_target": "iOS18", **manifest.get("coreml", {})}
+        half, half_scan = precision == "fp16", made.get("scan") != "fp32"
+        made_for = made["deployment_target"]
+        return partial(export_coreml.run_scan, half=half, half_scan=half_scan, deployment_target=made_for)
     raise InputError(f"--against cannot run a scan alone in {runtime.name}; leave it out")

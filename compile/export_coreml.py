@@ -6,6 +6,7 @@ B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,12 @@ from lamamba.compile import passes
 from lamamba.compile.bundle import Precision, manifest, save_golden, seal
 from lamamba.compile.capture import capture
 from lamamba.compile.coreml_attention import ATTENTIONS
+from lamamba.compile.coreml_compression import stand_for, weights_rung, with_weights
 from lamamba.compile.export import Report, round_weights, writing
 from lamamba.compile.mil import load_package
 from lamamba.compile.ops import cross_scan
-from lamamba.compile.prove import ARGUMENTS, Prover, Scan
-from lamamba.compile.to_coreml import DEPLOYMENT_TARGETS, compressed, describe, lowering, save, to_coreml
+from lamamba.compile.prove import ARGUMENTS, Prover, Scan, climb
+from lamamba.compile.to_coreml import COMPRESSIONS, DEPLOYMENT_TARGETS, compressed, describe, lowering, save, to_coreml
 from lamamba.errors import InputError
 from lamamba.runtimes.bundle import Bundle, open_bundle
 from lamamba.runtimes.coreml import CoremlEngine
@@ -37,6 +39,7 @@ from lamamba.runtimes.parity import Rung
 FUNCTIONS = {False: "step", True: "step_guided"}
 WITHOUT_FUSED_ATTENTION = ("iOS17",)
 WITHOUT_FUNCTIONS = ("iOS17",)  # one function a package
+PALETTES = ("palette6", "palette4")  # of values that scikit-learn finds
 GROUPS_IN_DOUBT = 5  # guided, twice as many images: from ten on attention was reported wrong on GPUs (docs/coreml.md)
 
 
@@ -64,6 +67,7 @@ def export_coreml(
         ParityError: the ladder failed; its message names the rung, and nothing was written.
     """
     attention = check_options(deployment_target, attention)
+    check_compression(compress)
     if batch >= GROUPS_IN_DOUBT:
         report(f"note: with {batch} images at a time attention was reported wrong on some GPUs; see docs/coreml.md")
     rounded = round_weights(checkpoint, precision.storage)
@@ -90,8 +94,12 @@ def export_coreml(
             report(f"compressing to {compress}")
             models = {guided: compressed(model, compress) for guided, model in models.items()}
             graphs = save_all(models, folder, deployment_target)
-            report("comparing with the reference")
-            rungs += prover.prove_compressed(open_folder(folder, graphs, batch), compress)
+            stored = with_weights(rounded, stand_for(models[True]))
+            report("comparing with a reference of the same weights")
+            rungs += climb([weights_rung(rounded, stored, compress)])
+            original, prover = prover, Prover(stored)
+            rungs += prover.prove_network(open_folder(folder, graphs, batch), precision.compute, compress)
+            rungs += prover.cost(original, compress)
             rungs.append(size_rung(folder, graphs, f"weights and graphs, {compress}"))
             precision = dataclasses.replace(precision, storage=compress)
         save_golden(folder / "golden.npz", prover.golden())
@@ -114,6 +122,14 @@ def check_options(deployment_target: str, attention: str | None) -> str:
     if attention == "sdpa" and not fused:
         raise InputError(f"{deployment_target} has no fused attention; use --attention matmul, or iOS18")
     return attention
+
+
+def check_compression(compress: str | None) -> None:
+    """InputError for a compression that is unknown, or needs a package that is not there."""
+    if compress is not None and compress not in COMPRESSIONS:
+        raise InputError(f"no compression {compress!r}; there are {', '.join(COMPRESSIONS)}")
+    if compress in PALETTES and importlib.util.find_spec("sklearn") is None:
+        raise InputError(f"{compress} needs scikit-learn: pip install 'lamamba[coreml]'")
 
 
 def save_all(models: Mapping[bool, Any], folder: Path, deployment_target: str) -> dict[str, dict[str, Any]]:

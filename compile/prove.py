@@ -6,7 +6,7 @@ B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ from lamamba.runtimes.parity import (
     explained,
     probe_inputs,
     probe_step,
+    psnr,
+    psnr_rung,
     relative_error,
     trajectory,
 )
@@ -55,6 +57,19 @@ class ParityError(InputError):
 
 class NoEffectError(ParityError):
     """The negative control passed: this model's scans change too little for parity to prove anything."""
+
+
+def climb(ladder: Iterable[Rung]) -> list[Rung]:
+    """Every rung; ParityError at the first that fails."""
+    rungs = []
+    for rung in ladder:
+        rungs.append(rung)
+        if not rung.passed:
+            raise ParityError(
+                f"parity failed at {rung.rung} ({rung.quantity}): {rung.measure} {rung.value:.3g}, "
+                f"bound {rung.bound}; no bundle was written"
+            )
+    return rungs
 
 
 class Prover:
@@ -79,33 +94,30 @@ class Prover:
         Args:
             engine: runs the exported graphs. run_scan: runs the target's cross scan alone. precision: of the compute.
         """
-        rungs = self._climb(self.ladder(engine, run_scan, precision))
+        rungs = climb(self.ladder(engine, run_scan, precision))
         return [*rungs, self.negative_control(engine, precision)]
 
     def prove_again(self, engine: Engine, run_scan: RunScan, precision: str, path: str) -> list[Rung]:
         """The ladder for another path through the same graphs, its rungs called "op, PATH" and so on."""
         ladder = self.ladder(engine, run_scan, precision)
-        return self._climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
+        return climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
 
-    def prove_compressed(self, engine: Engine, compression: str) -> list[Rung]:
-        """The rungs of `compressed_ladder`; ParityError at the first that fails."""
-        return self._climb(self.compressed_ladder(engine, compression))
+    def prove_network(self, engine: Engine, precision: str, path: str) -> list[Rung]:
+        """The ladder without the op, for other weights of the same scans: rungs called "step, PATH" and so on."""
+        ladder = self.network(engine, precision)
+        return climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
 
-    def compressed_ladder(self, engine: Engine, compression: str) -> Iterator[Rung]:
-        """Steps, trajectory and image of compressed weights against the uncompressed: rungs "step, int8" and so on."""
-        for rung in self._network(engine, compression):
-            yield dataclasses.replace(rung, rung=f"{rung.rung}, {compression}")
-
-    def _climb(self, ladder: Iterator[Rung]) -> list[Rung]:
-        rungs = []
-        for rung in ladder:
-            rungs.append(rung)
-            if not rung.passed:
-                raise ParityError(
-                    f"parity failed at {rung.rung} ({rung.quantity}): {rung.measure} {rung.value:.3g}, "
-                    f"bound {rung.bound}; no bundle was written"
-                )
-        return rungs
+    def cost(self, original: Prover, path: str) -> list[Rung]:
+        """How far this reference is from one with other weights: reported, not bounded, as rungs "cost, PATH"."""
+        rungs = [
+            error_rung(
+                f"cost, {path}", f"{quantity}, {'guided' if g else 'unguided'}", relative_error(x, expected), None
+            )
+            for g, found in self.steps.items()
+            for (quantity, x), expected in zip(found.items(), original.steps[g].values(), strict=True)
+        ]
+        quality = psnr(self.trajectory[-1], original.trajectory[-1])
+        return [*rungs, psnr_rung(f"cost, {path}", f"image after {len(self.table)} steps", quality, None)]
 
     def ladder(self, engine: Engine, run_scan: RunScan, precision: str) -> Iterator[Rung]:
         """The rungs from the op up to the image, each computed when it is asked for."""
@@ -114,9 +126,10 @@ class Prover:
             value = relative_error(found, expected)
             rung = error_rung("op", f"cross scan of {stage}", value, TOLERANCES[precision].op)
             yield explained(rung, found, expected)
-        yield from self._network(engine, precision)
+        yield from self.network(engine, precision)
 
-    def _network(self, engine: Engine, precision: str) -> Iterator[Rung]:
+    def network(self, engine: Engine, precision: str) -> Iterator[Rung]:
+        """The rungs from the step up to the image."""
         for guided, expected in self.steps.items():
             yield from compare_step(engine, expected, self.inputs, self.noisy, guided, precision)
         yield from compare_trajectory(engine, self.trajectory, self.inputs, self.table, precision)

@@ -38,13 +38,8 @@ def open_engine(
     Raises:
         InputError: a bundle of another target, an option that Core ML does not have, or another system than macOS.
     """
-    if bundle.target != "coreml":
-        raise InputError(f"{bundle.path} was exported for {bundle.target}; make one with lamamba-export -t coreml")
+    check_options(bundle, device, threads)
     functions = {guided: function_of(bundle, guided) for guided in GRAPHS}
-    if threads is not None:
-        raise InputError("Core ML chooses its threads itself; leave --threads out")
-    if device not in ("auto", "cpu"):
-        raise InputError(f"Core ML has no device {device!r}; leave --device out and use --compute-units")
     compute_units = compute_units or {"auto": "all", "cpu": "cpu"}[device]
     if compute_units not in COMPUTE_UNITS:
         raise InputError(f"no compute units {compute_units!r}; there are {', '.join(COMPUTE_UNITS)}")
@@ -52,6 +47,16 @@ def open_engine(
     packages = Packages(compute_units)
     predictors = {guided: packages.predictor(*found) for guided, found in functions.items()}
     return FixedBatch(CoremlEngine(predictors), bundle.batch or 1)
+
+
+def check_options(bundle: Bundle, device: str, threads: int | None) -> None:
+    """Raise InputError for a bundle of another target, or options that Core ML does not have."""
+    if bundle.target != "coreml":
+        raise InputError(f"{bundle.path} was exported for {bundle.target}; make one with lamamba-export -t coreml")
+    if threads is not None:
+        raise InputError("Core ML chooses its threads itself; leave --threads out")
+    if device not in ("auto", "cpu"):
+        raise InputError(f"Core ML has no device {device!r}; leave --device out and use --compute-units")
 
 
 def function_of(bundle: Bundle, guided: bool) -> tuple[Path, str]:

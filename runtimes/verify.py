@@ -22,7 +22,6 @@ from lamamba.runtimes.parity import (
     FORGET,
     SKIP,
     TIMESTEPS,
-    TOLERANCES,
     TRAJECTORY_STEPS,
     Inputs,
     Rung,
@@ -59,15 +58,9 @@ def integrity(bundle: Bundle) -> tuple[Rung, list[str]]:
     return rung, damage
 
 
-def tolerance_of(runtime: Runtime) -> str:
-    """The row of TOLERANCES for a bundle in a runtime: its compression, else what is computed in."""
-    storage = str(runtime.bundle.manifest["precision"].get("storage"))
-    return storage if storage in TOLERANCES and storage not in ("fp32", "fp16", "bf16") else runtime.precision
-
-
 def golden_cases(runtime: Runtime) -> Iterator[Rung]:
     """Steps and trajectory of a runtime against golden.npz, each rung computed when it is asked for."""
-    golden, precision = read_golden(runtime.bundle), tolerance_of(runtime)
+    golden, precision = read_golden(runtime.bundle), runtime.precision
     inputs: Inputs = (golden["x"], golden["labels"], golden["guidance"])  # type: ignore[assignment]
     for guided, graph in ((False, "unguided"), (True, "guided")):
         found = probe_step(runtime.engine, inputs, _table(runtime.bundle, "ddpm"), guided)
@@ -99,7 +92,7 @@ def golden_control(runtime: Runtime, reopen: Callable[[Bundle], Engine]) -> Rung
         copy = Bundle(path=Path(folder) / "wrong.lamamba", manifest=bundle.manifest)
         copy_with_wrong_scans(bundle, copy.path)
         found = probe_step(reopen(copy), inputs, _table(bundle, "ddpm"), False)
-    return control_rung(found["eps"], golden["unguided_eps"], tolerance_of(runtime))
+    return control_rung(found["eps"], golden["unguided_eps"], runtime.precision)
 
 
 def copy_with_wrong_scans(bundle: Bundle, folder: Path) -> None:

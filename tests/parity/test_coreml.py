@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import pytest
 import torch
 
 from lamamba import runtimes
-from lamamba.checkpoint import Checkpoint
+from lamamba.checkpoint import Checkpoint, save_checkpoint
+from lamamba.cli.verify import main as verify
 from lamamba.compile.bundle import Precision
+from lamamba.compile.export import round_weights
 from lamamba.compile.prove import ARGUMENTS, ParityError, Prover, scan_in_float64
 from lamamba.config import PRESETS, Metadata
 from lamamba.errors import InputError
@@ -24,6 +28,8 @@ from lamamba.runtimes.fixed_batch import FixedBatch
 from lamamba.runtimes.parity import TOLERANCES, psnr, relative_error
 from lamamba.runtimes.runtime import Runtime
 from lamamba.runtimes.sampler import SamplingError
+from tests.cli.command import done, refused, run
+from tests.cli.test_verify import sealed
 from tests.parity.test_ort import RUNGS, alike, perturbed
 
 ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'lamamba[coreml]')")
@@ -31,10 +37,12 @@ ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pi
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813
 
 from lamamba.compile import coreml_attention, coreml_scan  # noqa: E402
+from lamamba.compile.coreml_compression import stand_for, stored_in, weights_rung, with_weights  # noqa: E402
 from lamamba.compile.export_coreml import ScanAlone, export_coreml, open_folder, run_scan  # noqa: E402
 from lamamba.compile.mil import load_package  # noqa: E402
 from lamamba.compile.to_coreml import islands, save  # noqa: E402
 
+COMPRESSED_RUNGS = ("weights", "step", "trajectory", "image", "cost")
 FP16, FP32 = Precision(compute="fp16", storage="fp16"), Precision()
 
 
@@ -47,10 +55,23 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def half(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def made() -> dict[str, Any]:
+    """What the compressed weights of `half` stand for, as the export had it from coremltools."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def half(checkpoint: Checkpoint, made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """In float16 for iOS18, one image at a time, compressed to int8 after it was proved."""
     out = tmp_path_factory.mktemp("coreml") / "half.lamamba"
-    return export_coreml(checkpoint, out, FP16, compress="int8")
+
+    def recording(model: Any) -> dict[str, Any]:
+        made.update(stand_for(model))
+        return dict(made)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lamamba.compile.export_coreml.stand_for", recording)
+        return export_coreml(checkpoint, out, FP16, compress="int8")
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +95,14 @@ def test_every_rung_is_in_the_manifest_and_passed(half: Bundle, whole: Bundle) -
         report = bundle.manifest["parity"]
         assert {rung["rung"] for rung in report if ", " not in rung["rung"]} == RUNGS | {"size"}
         assert all(rung["passed"] for rung in report)
-    compressed = {rung["rung"]: rung for rung in half.manifest["parity"] if rung["rung"].endswith(", int8")}
-    assert set(compressed) == {"step, int8", "trajectory, int8", "image, int8"}
-    assert compressed["image, int8"]["bound"] == TOLERANCES["int8"].psnr
+    compressed = [rung for rung in half.manifest["parity"] if rung["rung"].endswith(", int8")]
+    assert {rung["rung"] for rung in compressed} == {f"{word}, int8" for word in COMPRESSED_RUNGS}
+    for rung in compressed:
+        same = [r["bound"] for r in half.manifest["parity"] if r["rung"] == rung["rung"].removesuffix(", int8")]
+        assert rung["rung"] in ("weights, int8", "cost, int8") or rung["bound"] in same
+    cost = [rung for rung in compressed if rung["rung"] == "cost, int8"]
+    assert all(rung["bound"] is None for rung in cost)
+    assert {rung["measure"] for rung in cost} == {"relative error", "PSNR dB"}
     sizes = [rung["value"] for rung in half.manifest["parity"] if rung["rung"] == "size"]
     assert sizes[1] < sizes[0]
     assert half.manifest["precision"] == {"compute": "fp16", "storage": "int8"}
@@ -148,6 +174,86 @@ def test_pictures_are_those_of_the_torch_runtime(checkpoint: Checkpoint, whole: 
     assert alike(made, runtimes.load(other).sample(labels, **options)) >= 0.999
     assert np.array_equal(made[:1], executed.sample(labels[:1], **options))  # a group is always filled up
     assert alike(made, executed.sample(labels, **{**options, "seed": 12})) < 0.9
+
+
+# compressed weights
+
+
+def test_compressed_weights_are_read_as_coremltools_reads_them(
+    checkpoint: Checkpoint, half: Bundle, made: dict[str, Any]
+) -> None:
+    """The executor decompresses what was saved, coremltools its own model; both stand for the checkpoint's weights."""
+    rounded = round_weights(checkpoint, "fp16")
+    expected, found = with_weights(rounded, made), with_weights(rounded, stored_in(half))
+    changed = [name for name, value in found.state.items() if not torch.equal(value, rounded.state[name])]
+    assert changed
+    assert all(torch.equal(value, expected.state[name]) for name, value in found.state.items())
+    assert all(name.endswith("weight") and rounded.state[name].numel() > 2048 for name in changed)
+    assert 1e-3 < weights_rung(rounded, found, "int8").value < 2e-2
+
+
+def test_compressed_weights_of_another_model_are_refused(checkpoint: Checkpoint, half: Bundle) -> None:
+    rounded = round_weights(checkpoint, "fp16")
+    weights = stored_in(half)
+    name, value = next(iter(weights.items()))
+    assert not weights_rung(rounded, with_weights(rounded, {name: value[::-1].copy()}), "int8").passed
+    for other in ({f"p_model_not_there_{name.removeprefix('p_model_')}": value}, {name: value[:-1]}):
+        with pytest.raises(InputError, match="is none of the model small"):
+            with_weights(rounded, other)
+    with pytest.raises(InputError, match="large enough to be compressed; leave --compress out"):
+        with_weights(rounded, {})
+
+
+@pytest.mark.parametrize("parameter", ["attn.qkv.weight", "fc1.weight"])
+def test_a_compressed_package_is_held_to_its_own_weights(checkpoint: Checkpoint, half: Bundle, parameter: str) -> None:
+    stored = with_weights(round_weights(checkpoint, "fp16"), stored_in(half))
+    with pytest.raises(ParityError, match="step, int8"):
+        Prover(perturbed(stored, parameter)).prove_network(engine_of(half), "fp16", "int8")
+
+
+# lamamba-verify
+
+
+def test_a_bundle_is_verified_by_executing_it(
+    checkpoint: Checkpoint, half: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    model = tmp_path / "model"
+    model.mkdir()
+    save_checkpoint(model, checkpoint)
+    text = done(verify, half.path, "--against", model, "--strict")
+    lines = text.splitlines()
+    assert lines[-1] == f"{half.path}: small in coreml executor, verified"
+    assert lines[-2].startswith("Core ML is part of macOS: the packages were executed by lamamba.compile.mil")
+    rungs = {line.split("  ")[0] for line in lines[1:-2]}
+    assert rungs >= {"integrity", "golden step", "op", "weights, int8", "step", "image", "negative control"}
+
+
+def test_a_changed_package_is_not_verified(half: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    folder = tmp_path / "changed.lamamba"
+    shutil.copytree(half.path, folder)
+    weights = next(folder.rglob("weight.bin"))
+    content = bytearray(weights.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 256] = bytes(value ^ 0x10 for value in content[middle : middle + 256])
+    weights.write_bytes(content)
+    damaged = run(verify, folder)
+    assert damaged.code == 1
+    assert "integrity" in damaged.out
+    sealed(folder)
+    outcome = run(verify, folder)
+    assert outcome.code == 1, outcome
+    assert f"{folder}: small in coreml executor, FAILED at" in outcome.out
+
+
+def test_what_verify_refuses(half: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    assert "add --against MODEL" in refused(verify, half.path, "--strict")
+    assert "leave --threads out" in refused(verify, half.path, "--threads", 2)
+    other = tmp_path / "other.lamamba"
+    shutil.copytree(half.path, other)
+    assert "was exported for ort" in refused(verify, sealed(other, target="ort"), "--runtime", "coreml")
 
 
 # the scan alone
@@ -292,11 +398,18 @@ def test_a_failing_prediction_is_told_with_its_timestep(whole: Bundle) -> None:
         Runtime(bundle=whole, engine=engine, name="coreml").sample_latents([0])
 
 
-def test_options_that_exclude_each_other(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_options_that_exclude_each_other(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="iOS17 has no fused attention; use --attention matmul"):
         export_coreml(checkpoint, tmp_path / "a.lamamba", FP32, deployment_target="iOS17", attention="sdpa")
     with pytest.raises(InputError, match="--scan-precision fp16 needs --precision fp16"):
         export_coreml(checkpoint, tmp_path / "a.lamamba", FP32, scan_precision="fp16")
+    with pytest.raises(InputError, match="no compression 'int4'; there are int8, palette6, palette4"):
+        export_coreml(checkpoint, tmp_path / "a.lamamba", FP32, compress="int4")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="palette6 needs scikit-learn: pip install 'lamamba\\[coreml\\]'"):
+        export_coreml(checkpoint, tmp_path / "a.lamamba", FP32, compress="palette6")
     assert not any(tmp_path.iterdir())
 
 
