@@ -126,7 +126,7 @@ def main(
     check_target(target, precision, options)
     from lamamba.checkpoint import load_checkpoint
     from lamamba.compile.bundle import Precision, check_replaceable
-    from lamamba.compile.export import TARGETS, check_storage
+    from lamamba.compile.export import TARGETS, check_options, check_storage
 
     writer = TARGETS.get(target)
     if writer is None:
@@ -137,6 +137,7 @@ def main(
     checkpoint.metadata.check(checkpoint.config)
     chosen = Precision(compute=precision, storage=weights or precision)
     check_storage(target, chosen)
+    check_options(target, chosen, options)
     check_replaceable(out)
     check_writable(out.absolute().parent)
     if verbose:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -107,6 +107,14 @@ def check_storage(target: str, precision: Precision) -> None:
             f"{target} stores weights as it computes with them, in {precision.compute}; leave --weights out, "
             f"or use --precision {precision.storage}"
         )
+
+
+def check_options(target: str, precision: Precision, options: Mapping[str, Any]) -> None:
+    """Raise InputError for options of Core ML that an export would refuse before it does anything."""
+    if target == "coreml":
+        from lamamba.compile import export_coreml as coreml
+
+        coreml.check(precision, **options)
 
 
 def export_coreml(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report, **options: Any) -> Bundle:

@@ -66,13 +66,10 @@ def export_coreml(
         InputError: options that exclude each other.
         ParityError: the ladder failed; its message names the rung, and nothing was written.
     """
-    attention = check_options(deployment_target, attention)
-    check_compression(compress)
+    attention = check(precision, deployment_target, attention, compress, scan_precision)
     if batch >= GROUPS_IN_DOUBT:
         report(f"note: with {batch} images at a time attention was reported wrong on some GPUs; see docs/coreml.md")
     rounded = round_weights(checkpoint, precision.storage)
-    if scan_precision == "fp16" and precision.compute != "fp16":
-        raise InputError(f"--scan-precision fp16 needs --precision fp16, got {precision.compute}")
     half, half_scan = precision.compute == "fp16", scan_precision != "fp32"
     models: dict[bool, Any] = {}
     with writing(out) as folder:
@@ -110,6 +107,25 @@ def export_coreml(
     return open_bundle(out, verify=False)
 
 
+def check(
+    precision: Precision,
+    deployment_target: str = "iOS18",
+    attention: str | None = None,
+    compress: str | None = None,
+    scan_precision: str | None = None,
+    batch: int = 1,
+) -> str:
+    """The kind of attention; InputError for options that exclude each other, are unknown or need what is not there."""
+    attention = check_options(deployment_target, attention)
+    if scan_precision == "fp16" and precision.compute != "fp16":
+        raise InputError(f"--scan-precision fp16 needs --precision fp16, got {precision.compute}")
+    if compress is not None and compress not in COMPRESSIONS:
+        raise InputError(f"no compression {compress!r}; there are {', '.join(COMPRESSIONS)}")
+    if compress in PALETTES and importlib.util.find_spec("sklearn") is None:
+        raise InputError(f"{compress} needs scikit-learn: pip install 'lamamba[coreml]'")
+    return attention
+
+
 def check_options(deployment_target: str, attention: str | None) -> str:
     """The kind of attention; InputError for options that are unknown or exclude each other."""
     if deployment_target not in DEPLOYMENT_TARGETS:
@@ -122,14 +138,6 @@ def check_options(deployment_target: str, attention: str | None) -> str:
     if attention == "sdpa" and not fused:
         raise InputError(f"{deployment_target} has no fused attention; use --attention matmul, or iOS18")
     return attention
-
-
-def check_compression(compress: str | None) -> None:
-    """InputError for a compression that is unknown, or needs a package that is not there."""
-    if compress is not None and compress not in COMPRESSIONS:
-        raise InputError(f"no compression {compress!r}; there are {', '.join(COMPRESSIONS)}")
-    if compress in PALETTES and importlib.util.find_spec("sklearn") is None:
-        raise InputError(f"{compress} needs scikit-learn: pip install 'lamamba[coreml]'")
 
 
 def save_all(models: Mapping[bool, Any], folder: Path, deployment_target: str) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import torch
 
 from lamamba import runtimes
 from lamamba.checkpoint import Checkpoint, save_checkpoint
+from lamamba.cli.export import main as export
 from lamamba.cli.verify import main as verify
 from lamamba.compile.bundle import Precision
 from lamamba.compile.export import round_weights
@@ -211,7 +212,20 @@ def test_a_compressed_package_is_held_to_its_own_weights(checkpoint: Checkpoint,
         Prover(perturbed(stored, parameter)).prove_network(engine_of(half), "fp16", "int8")
 
 
-# lamamba-verify
+# lamamba-export and lamamba-verify
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scan-precision", "fp16"), "--scan-precision fp16 needs --precision fp16, got fp32"),
+        (("--deployment-target", "iOS17", "--attention", "sdpa"), "iOS17 has no fused attention"),
+        (("--weights", "fp16"), "leave --weights out, or use --precision fp16"),
+        (("--precision", "bf16"), "the target coreml has no bf16"),
+    ],
+)
+def test_options_are_refused_before_anything_is_done(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    assert message in refused(export, "emoji", "-t", "coreml", "--dry-run", "-o", tmp_path / "a.lamamba", *options)
 
 
 def test_a_bundle_is_verified_by_executing_it(
