@@ -22,7 +22,7 @@ def load_executed(bundle: Bundle, *, device: str = "auto", threads: int | None =
     for package in ("torch", "coremltools"):
         if importlib.util.find_spec(package) is None:
             raise InputError(
-                f"without macOS {bundle.path} can be executed, though not by Core ML, but that needs {package}: "
+                f"there is no Core ML here, and executing {bundle.path} without it needs {package}: "
                 "pip install 'lamamba[coreml]'"
             )
     from lamamba.compile.mil import load_package

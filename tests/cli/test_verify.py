@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -204,3 +206,20 @@ def test_bad_input(tiny_bundle: Bundle, latent_checkpoint: Checkpoint, tmp_path:
     folder = copied(tiny_bundle, tmp_path / "a.lamamba")
     (folder / "golden.npz").unlink()
     assert "has no golden.npz to verify it by" in refused(main, sealed(folder))
+
+
+def test_core_ml_bundles_elsewhere_need_what_executes_them(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without macOS the packages are executed by this project; with its tools away there is one line."""
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    folder = copied(tiny_bundle, tmp_path / "a.lamamba")
+    package = folder / "step.mlpackage"
+    package.mkdir()
+    (package / "Manifest.json").write_text("{}")
+    graph = {"file": "step.mlpackage", "function": "step"}
+    sealed(folder, target="coreml", graphs={"unguided": graph, "guided": graph})
+    line = refused(main, folder)
+    assert "without it needs torch: pip install 'lamamba[coreml]'" in line
+    assert "was exported for ort" in refused(main, tiny_bundle.path, "--runtime", "coreml")
