@@ -190,7 +190,9 @@ def test_pickles_that_name_anything_else(place: Path, evil: object, name: str) -
     torch.save({"model": OrderedDict(), "ema": evil}, "evil.pt")
     line = refused(main, "evil.pt", *DRY)
     assert f"its pickle names {name}" in line
-    assert "which is refused, as loading it could run code; where you trust the file, load it and save the weights" in line
+    assert (
+        "which is refused, as loading it could run code; where you trust the file, load it and save the weights" in line
+    )
     (place / "plain.pt").write_bytes(pickle.dumps({"model": evil}, protocol=2))
     assert "plain.pt is not a released LaMamba checkpoint" in refused(main, "plain.pt", *DRY)
     assert names(place) == ["evil.pt", "plain.pt"]

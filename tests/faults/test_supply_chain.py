@@ -31,7 +31,16 @@ FILES += sorted(
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "code", "runpy", "pty"}
 FORBIDDEN |= {"urllib", "http", "socket", "ssl", "requests", "httpx", "aiohttp", "ftplib", "huggingface_hub", "yaml"}
 NEVER = {"eval", "exec", "compile", "__import__", "breakpoint"}
-ATTRIBUTES = {"os.system", "os.popen", "torch.hub", "torch.jit", "torch.package", "numpy.fromregex", "np.fromregex"}
+ATTRIBUTES = {
+    "os.system",
+    "os.popen",
+    "torch.hub",
+    "torch.jit",
+    "torch.package",
+    "torch.export.load",
+    "numpy.fromregex",
+    "np.fromregex",
+}
 LOADERS = {"CDLL", "PyDLL", "WinDLL", "LoadLibrary", "load_library", "register_custom_ops_library"}
 LOADERS |= {"deserialize_cuda_engine", "from_pretrained", "load_inline", "allow_pickle"}
 MAY_LOAD = {
@@ -112,6 +121,7 @@ def test_no_code_unpickles_runs_fetches_or_loads_what_it_is_given(file: Path) ->
         "torch.ops.load_library(path)",
         "torch.hub.load(name)",
         "torch.jit.load(path)",
+        "torch.export.load(path)",
         "AutoencoderKL.from_pretrained(name)",
     ],
 )

@@ -38,6 +38,8 @@ def test_files_exist(name: str) -> None:
         ("finished", "compile/passes/program.py"),
         ("PRESERVING", "compile/passes/__init__.py"),
         ("LOWERING", "compile/passes/__init__.py"),
+        ("lower_cross_scan", "compile/passes/lower.py"),
+        ("lower_window_attention", "compile/passes/lower.py"),
         ("SAMPLERS", "runtimes/schedule.py"),
         ("engines", "tests/unit/test_imports.py"),
     ],
@@ -47,6 +49,15 @@ def test_names_exist_where_the_recipes_say(name: str, file: str) -> None:
     assert re.search(rf"^\s*(def |class )?{name}\b\s*[:=(]", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
 
 
+TESTS = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)))
+
+
+@pytest.mark.parametrize(("file", "name"), TESTS)
+def test_tests_exist(file: str, name: str) -> None:
+    assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_a_file_that_is_not_there_is_noticed() -> None:
     assert FILES
+    assert len(TESTS) > 10
     assert not any(list((ROOT / home).glob("to_nowhere.py")) for home in HOMES)
