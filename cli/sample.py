@@ -20,7 +20,7 @@ from lamamba import __version__
 from lamamba.cli.errors import INTERRUPTED, Command
 from lamamba.cli.pictures import check_output, save_folder, save_npz, save_png, sheet
 from lamamba.errors import InputError
-from lamamba.files import check_writable
+from lamamba.files import check_writable, remove_abandoned
 from lamamba.runtimes import RUNTIMES, Bundle, Progress, Runtime, load, open_bundle
 from lamamba.runtimes.sampler import to_images
 from lamamba.runtimes.schedule import SAMPLERS
@@ -150,6 +150,7 @@ def check_preview(path: Path, latent: bool) -> None:
     if latent or path.suffix.lower() != ".png" or path.is_dir():
         raise InputError(f"--preview {path}: a preview is a .png of a model that makes images")
     check_writable(path.parent)
+    remove_abandoned(path.parent)
 
 
 def labels_in_turn(bundle: Bundle, classes: Sequence[str], num: int) -> list[int]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lamamba.errors import InputError
@@ -122,7 +122,8 @@ def finish_swap(folder: Path) -> None:
     folder = Path(os.path.realpath(folder))
     backup = folder.with_name(BACKUP.format(folder.name))
     if not folder.exists() and backup.is_dir():
-        backup.rename(folder)
+        with suppress(OSError):  # another process was quicker, or the place is not ours to write
+            backup.rename(folder)
 
 
 def _remove_stale(folder: Path) -> None:

@@ -95,9 +95,10 @@ def test_the_whole_command_killed(place: Path) -> None:
     assert names(place) == ["x.lamamba"]
 
 
-def test_two_at_once_where_nothing_was(tmp_path: Path) -> None:
-    """The writer alone, many times: at the end one bundle stands, and whoever did not write it said so in one line."""
-    command = [sys.executable, "-c", WRITE_AT_ONCE, str(tmp_path)]
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_three_at_once(tmp_path: Path, exchange: bool) -> None:
+    """The writer alone, many times, over nothing and over a folder: one stands, whoever lost said so in one line."""
+    command = [sys.executable, "-c", WRITE_AT_ONCE, str(tmp_path), str(exchange)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["whole"] * 20
@@ -106,29 +107,38 @@ def test_two_at_once_where_nothing_was(tmp_path: Path) -> None:
 WRITE_AT_ONCE = """
 import os, sys
 from pathlib import Path
+from lamamba import files
 from lamamba.errors import InputError
-from lamamba.files import atomic_folder
 place = Path(sys.argv[1])
+if sys.argv[2] == "False":
+    files._exchange = lambda new, old: False
 def write(target, text):
-    try:
-        with atomic_folder(target) as folder:
-            for number in range(5):
-                (folder / str(number)).write_text(text)
-    except InputError as error:
-        os._exit(0 if "cannot write" in str(error) else 3)
+    with files.atomic_folder(target) as folder:
+        for number in range(5):
+            (folder / str(number)).write_text(text)
+def fork(target, text):
+    pid = os.fork()
+    if pid == 0:
+        code = 4
+        try:
+            write(target, text)
+            code = 0
+        except InputError as error:
+            code = 0 if "cannot write" in str(error) and sys.argv[2] == "False" else 3
+        finally:
+            os._exit(code)
+    return pid
+def found(target):
+    return {path.name for path in target.iterdir()}, {path.read_text() for path in target.iterdir()}
 for number in range(20):
-    target, children = place / f"{number}.lamamba", []
-    for text in "abc":
-        pid = os.fork()
-        if pid == 0:
-            try:
-                write(target, text)
-            finally:
-                os._exit(4 if sys.exc_info()[0] else 0)
-        children.append(pid)
-    codes = [os.waitpid(pid, 0)[1] for pid in children]
-    texts = {path.read_text() for path in target.iterdir()}
+    target = place / f"{number}.lamamba"
+    if number % 2:
+        write(target, "d")
+    codes = [os.waitpid(pid, 0)[1] for pid in [fork(target, text) for text in "abc"]]
+    names, texts = found(target)
+    whole = names == set("01234") and len(texts) == 1 and texts <= set("abc")
+    write(target, "e")
     left = [path.name for path in place.iterdir() if path.name.startswith(".")]
-    print("whole" if codes == [0] * 3 and len(texts) == 1 and len(list(target.iterdir())) == 5 and not left else
-          f"bad:{codes}{texts}{left}")
+    print("whole" if codes == [0] * 3 and whole and found(target)[1] == {"e"} and not left else
+          f"bad:{codes}{names}{texts}{left}")
 """
