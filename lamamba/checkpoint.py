@@ -18,7 +18,7 @@ from torch import Tensor
 from lamamba.attention import WindowAttention, relative_position_index
 from lamamba.bundled import bundled_model
 from lamamba.config import Metadata, ModelConfig, config_json, default_metadata, preset, read_config
-from lamamba.errors import InputError
+from lamamba.errors import InputError, brief
 from lamamba.files import atomic_path
 from lamamba.model import DERIVED, REFERENCE, LaMamba, Ops
 
@@ -117,7 +117,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error!s:.200})") from error
+        raise InputError(f"{path} is not a whole safetensors file ({brief(error)})") from error
 
 
 class _Namespace:

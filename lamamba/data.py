@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lamamba.config import LARGEST, ModelConfig
-from lamamba.errors import InputError
+from lamamba.errors import InputError, brief
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 DEVICE_SHARE = 0.25  # of the free device memory; larger sets stay on the host
@@ -131,7 +131,7 @@ def _load_npz(path: Path) -> Dataset:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name in ("images", "latents", "labels", "class_names")}
     except Exception as error:  # NumPy, zipfile and its decompressors report damage through many types
-        raise InputError(f"{path} is not a readable .npz file without pickles ({error!s:.200})") from error
+        raise InputError(f"{path} is not a readable .npz file without pickles ({brief(error)})") from error
     kinds = sorted({"images", "latents"} & set(arrays))
     if len(kinds) != 1 or "labels" not in arrays:
         raise InputError(f"{path} holds {sorted(arrays)}; expected labels and either images or latents")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lamamba.errors import InputError
+from lamamba.errors import InputError, brief
 from lamamba.runtimes.bundle import Bundle
 from lamamba.runtimes.parity import (
     BATCH,
@@ -136,7 +136,7 @@ def read_golden(bundle: Bundle) -> Golden:
                     raise ValueError(f"{name} is not {np.dtype(dtype).name} {shape} of finite numbers")
     except Exception as error:  # NumPy, zipfile and its decompressors report damage through many types
         raise InputError(
-            f"{path} holds no golden vectors of this model ({error!s:.200}); export the bundle again"
+            f"{path} holds no golden vectors of this model ({brief(error)}); export the bundle again"
         ) from error
     return golden
 

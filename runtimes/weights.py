@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lamamba.errors import InputError
+from lamamba.errors import InputError, brief
 
 HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
 
@@ -32,7 +32,7 @@ def entries(path: Path) -> dict[str, Entry]:
             header = json.loads(file.read(length))
         found = {name: _entry(facts, 8 + length, whole) for name, facts in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error!s:.200}); export the bundle again") from error
+        raise InputError(f"{path} is not a whole safetensors file ({brief(error)}); export the bundle again") from error
     return found
 
 
