@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import pytest
 from lamamba.files import ABANDONED, remove_abandoned
 from tests.faults.test_corruption import COUNT, ROOT
 
+resource = pytest.importorskip("resource", reason="limits of processes are those of POSIX")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses signals, limits and mounts as Linux has them")
 
 KILLS = max(1, COUNT // 7)
