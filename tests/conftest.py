@@ -58,6 +58,16 @@ def tiny_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
+def half_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """`tiny` exported for ONNX Runtime, computing in float16."""
+    from lamamba.compile.bundle import Precision
+    from lamamba.compile.export import export_ort
+
+    out = tmp_path_factory.mktemp("bundles") / "half.lamamba"
+    return export_ort(tiny_checkpoint, out, Precision(compute="fp16", storage="fp16"))
+
+
+@pytest.fixture(scope="session")
 def latent_checkpoint() -> Checkpoint:
     """A latent model of the smallest kind: four channels, no class names."""
     config = dataclasses.replace(PRESETS["tiny"], in_channels=4, input_size=8, d_state=1)

@@ -21,8 +21,7 @@ import pytest
 from lamamba import native, runtimes
 from lamamba.bundled import default_bundle
 from lamamba.checkpoint import Checkpoint
-from lamamba.compile.bundle import Precision
-from lamamba.compile.export import export_ort, run_scan
+from lamamba.compile.export import run_scan
 from lamamba.compile.onnx_scan import DOMAIN, one_node_model
 from lamamba.compile.prove import ParityError, Prover
 from lamamba.errors import InputError
@@ -44,13 +43,6 @@ CPU = PROVIDERS["cpu"]
 def scans_and_attentions(bundle: Bundle, file: str = "step.onnx") -> int:
     nodes = onnx.load(bundle.path / file, load_external_data=False).graph.node
     return sum(node.domain == DOMAIN for node in nodes)
-
-
-@pytest.fixture(scope="module")
-def half_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """`tiny` computing in float16."""
-    out = tmp_path_factory.mktemp("half") / "half.lamamba"
-    return export_ort(tiny_checkpoint, out, Precision(compute="fp16", storage="fp16"))
 
 
 @pytest.fixture(params=["tiny", "emoji", "half"])

@@ -116,39 +116,49 @@ def test_threads_do_not_change_pictures(tiny_bundle: Bundle) -> None:
     assert alike(one, two) >= 0.999
 
 
-def test_half_storage_is_exact_against_the_rounded_weights(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    precision = Precision(storage="fp16")
-    bundle = export_ort(tiny_checkpoint, tmp_path / "half.lamamba", precision)
+@pytest.fixture(scope="module")
+def wide_checkpoint() -> Checkpoint:
+    """A scan of many states."""
+    config = dataclasses.replace(PRESETS["tiny"], d_state=16, depths=(1, 1, 1, 1))
+    state = random_model(config, seed=9).state_dict()
+    return Checkpoint(config=config, metadata=Metadata(name="wide", space="image"), state=state)
+
+
+@pytest.fixture(scope="module")
+def wide_bundle(wide_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its weights stored in float16."""
+    return export_ort(wide_checkpoint, tmp_path_factory.mktemp("wide") / "wide.lamamba", Precision(storage="fp16"))
+
+
+def test_half_storage_is_exact_against_the_rounded_weights(
+    wide_checkpoint: Checkpoint, wide_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = wide_bundle
     psnr = next(rung for rung in bundle.manifest["parity"] if rung["rung"] == "image")
     assert psnr["bound"] == 70
-    whole = export_torch(tiny_checkpoint, tmp_path / "whole.lamamba", Precision())
+    whole = export_torch(wide_checkpoint, tmp_path / "whole.lamamba", Precision())
     sizes = [b.files["model.safetensors"]["size"] for b in (bundle, whole)]
     assert sizes[0] < 0.6 * sizes[1]
-    rounded = round_weights(tiny_checkpoint, "fp16").model()
+    rounded = round_weights(wide_checkpoint, "fp16").model()
     assert isinstance(rounded, LaMamba)
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([300.0]), torch.tensor([0, 3])
     with torch.no_grad():
-        difference = relative_error(rounded(x, t, y).numpy(), tiny_checkpoint.model()(x, t, y).numpy())
+        difference = relative_error(rounded(x, t, y).numpy(), wide_checkpoint.model()(x, t, y).numpy())
     assert 0 < difference < 1e-2
 
 
-def test_half_compute_keeps_float32_at_the_border(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    bundle = export_ort(tiny_checkpoint, tmp_path / "fp16.lamamba", Precision(compute="fp16", storage="fp16"))
-    for graph in bundle.manifest["graphs"].values():
+def test_half_compute_keeps_float32_at_the_border(half_bundle: Bundle) -> None:
+    for graph in half_bundle.manifest["graphs"].values():
         kinds = {value["name"]: value["dtype"] for value in [*graph["inputs"], *graph["outputs"]]}
         assert kinds.pop("label") == "int32"
         assert set(kinds.values()) == {"float32"}
-    steps = [rung["value"] for rung in bundle.manifest["parity"] if rung["rung"] == "step" and rung["bound"]]
+    steps = [rung["value"] for rung in half_bundle.manifest["parity"] if rung["rung"] == "step" and rung["bound"]]
     assert all(1e-6 < value < 1e-2 for value in steps)
 
 
-def test_a_wide_state_takes_the_wide_body(tmp_path: Path) -> None:
-    config = dataclasses.replace(PRESETS["tiny"], d_state=16, depths=(1, 1, 1, 1))
-    state = random_model(config, seed=9).state_dict()
-    checkpoint = Checkpoint(config=config, metadata=Metadata(name="wide", space="image"), state=state)
-    bundle = export_ort(checkpoint, tmp_path / "wide.lamamba", Precision())
-    assert {op["d_state"] for op in bundle.manifest["ops"] if op["op"].endswith("CrossScan")} == {16}
-    assert runtimes.load(bundle).sample([0], steps=1).shape == (1, config.input_size, config.input_size, 3)
+def test_a_wide_state_takes_the_wide_body(wide_bundle: Bundle) -> None:
+    assert {op["d_state"] for op in wide_bundle.manifest["ops"] if op["op"].endswith("CrossScan")} == {16}
+    assert runtimes.load(wide_bundle).sample([0], steps=1).shape == (1, 16, 16, 3)
 
 
 def test_latent_models_give_latents_only(latent_checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def error(shape: tuple[int, ...], dtype: torch.dtype, several: bool = False) -> 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests of this file run in this process")
 def test_in_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "--noconftest", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
