@@ -20,7 +20,7 @@ from lamamba.bundled import bundled_model
 from lamamba.checkpoint import Checkpoint, load_checkpoint
 from lamamba.compile import passes
 from lamamba.compile.capture import capture
-from lamamba.compile.coreml_compression import stand_for, weights_rung, with_weights
+from lamamba.compile.coreml_compression import stand_for, with_weights
 from lamamba.compile.export import round_weights
 from lamamba.compile.export_coreml import check_options, open_folder, run_scan, save_all, size_rung
 from lamamba.compile.mil import load_package
@@ -75,7 +75,7 @@ def measure(
             smaller = {guided: compressed(model, kind) for guided, model in models.items()}
             graphs = save_all(smaller, folder, target)
             took = [round(time.perf_counter() - start[0], 1), round(time.process_time() - start[1], 1)]
-            stored = with_weights(rounded, stand_for(smaller[True]))
+            stored, weights = with_weights(rounded, stand_for(smaller[True]), kind)
             same = Prover(stored, images)
             rungs = list(same.network(open_folder(folder, graphs, 1), precision))
             cost = [rung.value for rung in same.cost(prover, kind) if "denoised" not in rung.quantity]
@@ -83,7 +83,7 @@ def measure(
                 "model": f"{name}, {precision}, {kind}",
                 "seconds, wall and CPU": took,
                 "bytes": size_rung(folder, graphs, "").value,
-                "weights": weights_rung(rounded, stored, kind).value,
+                "weights": weights.value,
                 "against the same weights": _quality(rungs),
                 "cost": {"step": max(cost[:-1]), "image, dB": cost[-1]},
                 "cost in the image, dB, each of some": each_image(rounded, stored),

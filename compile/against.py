@@ -58,11 +58,10 @@ def as_stored(checkpoint: Checkpoint, bundle: Bundle) -> tuple[Checkpoint, list[
     compute, storage = (str(bundle.manifest["precision"].get(key, "fp32")) for key in ("compute", "storage"))
     if storage in DTYPES:
         return round_weights(checkpoint, storage), []
-    from lamamba.compile.coreml_compression import stored_in, weights_rung, with_weights
+    from lamamba.compile.coreml_compression import stored_in, with_weights
 
-    rounded = round_weights(checkpoint, compute)
-    stored = with_weights(rounded, stored_in(bundle))
-    return stored, [weights_rung(rounded, stored, storage)]
+    stored, rung = with_weights(round_weights(checkpoint, compute), stored_in(bundle), storage)
+    return stored, [rung]
 
 
 def scan_runner(runtime: Runtime) -> RunScan:

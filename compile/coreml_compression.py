@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lamamba.checkpoint import Checkpoint
 from lamamba.compile.mil import load_package
@@ -18,60 +18,58 @@ from lamamba.runtimes.bundle import Bundle
 from lamamba.runtimes.coreml import function_of
 from lamamba.runtimes.parity import COMPRESSION_ERROR, Rung, error_rung
 
-# What a conversion and a compression make of a parameter's name; it is in lower case and without dots besides.
-OWN_NAME = re.compile(r"p_model_(?P<name>\w+?)(_to_fp16)?_(quantized|palettized)")
-
 Weights = Mapping[str, NDArray[Any]]
 
 
 def stand_for(model: Any) -> dict[str, NDArray[Any]]:
     """What the compressed weights of a model stand for, by their names in it and as coremltools computes it."""
     operations = model._mil_program.functions["main"].operations
-    return {
-        op.outputs[0].name: op.materialized_val_inference()
-        for op in operations
-        if op.op_type.startswith("constexpr_") and OWN_NAME.fullmatch(op.outputs[0].name)
-    }
+    compressed = (op for op in operations if op.op_type.startswith("constexpr_"))
+    return {op.outputs[0].name: op.materialized_val_inference() for op in compressed}
 
 
 def stored_in(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """The same of a finished bundle, as the executor of packages computes it."""
-    constants = load_package(*function_of(bundle, guided=True)).constants
-    return {
-        name: value.numpy()
-        for name, value in constants.items()
-        if isinstance(value, torch.Tensor) and OWN_NAME.fullmatch(name)
-    }
+    program = load_package(*function_of(bundle, guided=True))
+    return {name: np.asarray(program.constants[name]) for name in program.decompressed}
 
 
-def with_weights(checkpoint: Checkpoint, weights: Weights) -> Checkpoint:
-    """The checkpoint with these in place of its own.
+def with_weights(checkpoint: Checkpoint, weights: Weights, compression: str) -> tuple[Checkpoint, Rung]:
+    """The checkpoint with compressed weights in place of its own, and the rung of the largest error among them.
+
+    Passes cut and reshape weights, so each is put where it differs least; the error, in root mean squares, is bounded
+    so that it cannot be another's.
 
     Raises:
-        InputError: there are none, or one that no parameter of the checkpoint has the name and shape of.
+        InputError: there are none, or one that fits no parameter of the checkpoint.
     """
-    own = {name.replace(".", "_").lower(): name for name in checkpoint.state}
-    state = dict(checkpoint.state)
-    for name, value in weights.items():
-        match = OWN_NAME.fullmatch(name)
-        parameter = own.get(match["name"]) if match else None
-        if parameter is None or tuple(state[parameter].shape) != value.shape:
-            raise InputError(
-                f"the compressed weight {name} {value.shape} is none of the model {checkpoint.metadata.name}"
-            )
-        state[parameter] = torch.from_numpy(np.array(value)).to(state[parameter].dtype)
     if not weights:
-        raise InputError(
-            "no weight of a linear layer or convolution is large enough to be compressed; leave --compress out"
-        )
-    return dataclasses.replace(checkpoint, state=state)
+        raise InputError("no weight is large enough to be compressed; leave --compress out")
+    state = {name: value.clone() for name, value in checkpoint.state.items()}
+    taken: set[tuple[str, int]] = set()
+    worst = 0.0
+    for name, array in weights.items():
+        value = torch.from_numpy(np.array(array)).float()
+        error, parameter, part = min(candidates(checkpoint, value, taken), default=(0.0, None, 0))
+        if parameter is None:
+            raise InputError(
+                f"the compressed weight {name} {array.shape} fits no parameter of {checkpoint.metadata.name}"
+            )
+        taken.add((parameter, part))
+        state[parameter].view(-1, value.numel())[part] = value.flatten().to(state[parameter].dtype)
+        worst = max(worst, error)
+    rung = error_rung(f"weights, {compression}", f"worst of {len(weights)}", worst, COMPRESSION_ERROR)
+    rung = dataclasses.replace(rung, measure="relative RMS error")
+    return dataclasses.replace(checkpoint, state=state), rung
 
 
-def weights_rung(checkpoint: Checkpoint, changed: Checkpoint, compression: str) -> Rung:
-    """The largest error of a compressed weight, in root mean squares: bounded, so that none is another's."""
-    worst = max(
-        float((value.double() - changed.state[name].double()).norm() / value.double().norm().clamp(min=1e-30))
-        for name, value in checkpoint.state.items()
-    )
-    rung = error_rung(f"weights, {compression}", "worst of the compressed", worst, COMPRESSION_ERROR)
-    return dataclasses.replace(rung, measure="relative RMS error")
+def candidates(checkpoint: Checkpoint, value: Tensor, taken: set[tuple[str, int]]) -> list[tuple[float, str, int]]:
+    """Parts of parameters that a weight may stand for: the error of each, its parameter and its number in it."""
+    found = []
+    for name, parameter in checkpoint.state.items():
+        if parameter.ndim < 2 or parameter.shape[-1] != value.shape[-1] or parameter.numel() % value.numel():
+            continue
+        parts = parameter.float().reshape(-1, value.numel())
+        errors = (parts - value.flatten()).norm(dim=1) / parts.norm(dim=1).clamp(min=1e-30)
+        found += [(float(e), name, i) for i, e in enumerate(errors) if (name, i) not in taken]
+    return found

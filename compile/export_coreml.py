@@ -24,7 +24,7 @@ from lamamba.compile import passes
 from lamamba.compile.bundle import Precision, manifest, save_golden, seal
 from lamamba.compile.capture import capture
 from lamamba.compile.coreml_attention import ATTENTIONS
-from lamamba.compile.coreml_compression import stand_for, weights_rung, with_weights
+from lamamba.compile.coreml_compression import stand_for, with_weights
 from lamamba.compile.export import Report, round_weights, writing
 from lamamba.compile.mil import load_package
 from lamamba.compile.ops import cross_scan
@@ -91,9 +91,9 @@ def export_coreml(
             report(f"compressing to {compress}")
             models = {guided: compressed(model, compress) for guided, model in models.items()}
             graphs = save_all(models, folder, deployment_target)
-            stored = with_weights(rounded, stand_for(models[True]))
+            stored, rung = with_weights(rounded, stand_for(models[True]), compress)
             report("comparing with a reference of the same weights")
-            rungs += climb([weights_rung(rounded, stored, compress)])
+            rungs += climb([rung])
             original, prover = prover, Prover(stored)
             rungs += prover.prove_network(open_folder(folder, graphs, batch), precision.compute, compress)
             rungs += prover.cost(original, compress)

@@ -70,6 +70,7 @@ class Program:
     operations: tuple[Operation, ...]
     dead: tuple[tuple[str, ...], ...]  # by operation: values that none after it reads
     constants: Mapping[str, Value]
+    decompressed: tuple[str, ...]  # those of the constants that are stored compressed
     counts: Mapping[str, int]
 
     @property
@@ -139,6 +140,7 @@ class Loader:
         self.types: dict[str, Type] = {}
         self.constants: dict[str, Value] = {}
         self.files: dict[str, WeightFile] = {}
+        self.decompressed: list[str] = []
 
     def load(self, function: Any) -> Program:
         """The program; see `load_package`."""
@@ -156,6 +158,7 @@ class Loader:
             operation = self._operation(message, where)
             if message.type.startswith("constexpr_"):
                 self.constants.update(operation.run(self.constants))
+                self.decompressed += [name for name, _ in operation.outputs]
             else:
                 operations.append(operation)
         return self._program(block, inputs, operations)
@@ -165,6 +168,7 @@ class Loader:
             if name not in self.types:
                 raise InputError(f"{self.where}: the output {name!r} is computed by no operation")
         read = {name for operation in operations for names in operation.inputs.values() for name in names}
+        constants = {name: self.constants[name] for name in self.constants if name in read | set(block.outputs)}
         counts = collections.Counter(message.type for message in block.operations if message.type != "const")
         return Program(
             where=self.where,
@@ -172,7 +176,8 @@ class Loader:
             declared_outputs={name: self.types[name] for name in block.outputs},
             operations=tuple(operations),
             dead=dead_after(operations, {*self.constants, *block.outputs}),
-            constants={name: self.constants[name] for name in self.constants if name in read | set(block.outputs)},
+            constants=constants,
+            decompressed=tuple(name for name in self.decompressed if name in constants),
             counts=dict(counts.most_common()),
         )
 

@@ -38,7 +38,7 @@ ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pi
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813
 
 from lamamba.compile import coreml_attention, coreml_scan  # noqa: E402
-from lamamba.compile.coreml_compression import stand_for, stored_in, weights_rung, with_weights  # noqa: E402
+from lamamba.compile.coreml_compression import stand_for, stored_in, with_weights  # noqa: E402
 from lamamba.compile.export_coreml import ScanAlone, export_coreml, open_folder, run_scan  # noqa: E402
 from lamamba.compile.mil import load_package  # noqa: E402
 from lamamba.compile.to_coreml import islands, save  # noqa: E402
@@ -185,29 +185,43 @@ def test_compressed_weights_are_read_as_coremltools_reads_them(
 ) -> None:
     """The executor decompresses what was saved, coremltools its own model; both stand for the checkpoint's weights."""
     rounded = round_weights(checkpoint, "fp16")
-    expected, found = with_weights(rounded, made), with_weights(rounded, stored_in(half))
-    changed = [name for name, value in found.state.items() if not torch.equal(value, rounded.state[name])]
-    assert changed
+    assert set(made) == set(stored_in(half))
+    (expected, _), (found, rung) = (with_weights(rounded, weights, "int8") for weights in (made, stored_in(half)))
     assert all(torch.equal(value, expected.state[name]) for name, value in found.state.items())
+    changed = {name for name, value in found.state.items() if not torch.equal(value, rounded.state[name])}
+    assert len(changed) == len(made)  # none of this network's is cut
     assert all(name.endswith("weight") and rounded.state[name].numel() > 2048 for name in changed)
-    assert 1e-3 < weights_rung(rounded, found, "int8").value < 2e-2
+    assert rung.passed
+    assert 1e-3 < rung.value < 2e-2
+
+
+def test_compressed_weights_that_are_cut_and_reshaped_find_their_place(checkpoint: Checkpoint) -> None:
+    name = "layers.2.blocks.0.op.in_proj.weight"
+    own = checkpoint.state[name].numpy()
+    other = checkpoint.state["layers.2.blocks.0.op.x_proj_weight"].numpy()
+    weights = {"late": own[64:] * 1.01, "early": own[:64] * 1.02, "flat": other.reshape(-1, other.shape[-1]) * 1.03}
+    found, rung = with_weights(checkpoint, weights, "int8")
+    assert torch.equal(found.state[name], torch.from_numpy(np.concatenate([weights["early"], weights["late"]])))
+    assert np.array_equal(found.state["layers.2.blocks.0.op.x_proj_weight"].numpy(), other * np.float32(1.03))
+    assert rung.value == pytest.approx(0.03, rel=1e-2)
+    assert rung.passed
 
 
 def test_compressed_weights_of_another_model_are_refused(checkpoint: Checkpoint, half: Bundle) -> None:
     rounded = round_weights(checkpoint, "fp16")
-    weights = stored_in(half)
-    name, value = next(iter(weights.items()))
-    assert not weights_rung(rounded, with_weights(rounded, {name: value[::-1].copy()}), "int8").passed
-    for other in ({f"p_model_not_there_{name.removeprefix('p_model_')}": value}, {name: value[:-1]}):
-        with pytest.raises(InputError, match="is none of the model small"):
-            with_weights(rounded, other)
+    name, value = next(iter(stored_in(half).items()))
+    _, rung = with_weights(rounded, {name: value[::-1].copy()}, "int8")
+    assert not rung.passed
+    assert rung.value > 1
+    with pytest.raises(InputError, match="fits no parameter of small"):
+        with_weights(rounded, {name: value[:, :-1].copy()}, "int8")
     with pytest.raises(InputError, match="large enough to be compressed; leave --compress out"):
-        with_weights(rounded, {})
+        with_weights(rounded, {}, "int8")
 
 
 @pytest.mark.parametrize("parameter", ["attn.qkv.weight", "fc1.weight"])
 def test_a_compressed_package_is_held_to_its_own_weights(checkpoint: Checkpoint, half: Bundle, parameter: str) -> None:
-    stored = with_weights(round_weights(checkpoint, "fp16"), stored_in(half))
+    stored, _ = with_weights(round_weights(checkpoint, "fp16"), stored_in(half), "int8")
     with pytest.raises(ParityError, match="step, int8"):
         Prover(perturbed(stored, parameter)).prove_network(engine_of(half), "fp16", "int8")
 
