@@ -14,7 +14,7 @@ from lamamba.errors import InputError
 from lamamba.precision import DTYPES
 from lamamba.runtimes.bundle import Bundle
 from lamamba.runtimes.ort import OrtEngine
-from lamamba.runtimes.parity import Rung
+from lamamba.runtimes.parity import Rung, granted
 from lamamba.runtimes.runtime import Runtime
 
 
@@ -41,7 +41,8 @@ class Against:
     def ladder(self) -> Iterator[Rung]:
         """Every rung, failed or not, each computed when it is asked for."""
         yield from self.weights
-        yield from self.prover.ladder(self.runtime.engine, self.run_scan, self.precision)
+        for rung in self.prover.ladder(self.runtime.engine, self.run_scan, self.precision):
+            yield granted(rung, self.runtime.storage)
 
     def control(self) -> Rung:
         """The negative control: a reference with wrong scans must be refused."""

@@ -95,7 +95,7 @@ def export_coreml(
             report("comparing with a reference of the same weights")
             rungs += climb([rung])
             original, prover = prover, Prover(stored)
-            rungs += prover.prove_network(open_folder(folder, graphs, batch), precision.compute, compress)
+            rungs += prover.prove_compressed(open_folder(folder, graphs, batch), precision.compute, compress)
             rungs += prover.cost(original, compress)
             rungs.append(size_rung(folder, graphs, f"weights and graphs, {compress}"))
             precision = dataclasses.replace(precision, storage=compress)

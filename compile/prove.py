@@ -34,6 +34,7 @@ from lamamba.runtimes.parity import (
     control_rung,
     error_rung,
     explained,
+    granted,
     probe_inputs,
     probe_step,
     psnr,
@@ -102,10 +103,10 @@ class Prover:
         ladder = self.ladder(engine, run_scan, precision)
         return climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
 
-    def prove_network(self, engine: Engine, precision: str, path: str) -> list[Rung]:
-        """The ladder without the op, for other weights of the same scans: rungs called "step, PATH" and so on."""
-        ladder = self.network(engine, precision)
-        return climb(dataclasses.replace(rung, rung=f"{rung.rung}, {path}") for rung in ladder)
+    def prove_compressed(self, engine: Engine, precision: str, compression: str) -> list[Rung]:
+        """The ladder without the op, for weights that are compressed: rungs called "step, int8" and so on."""
+        ladder = (granted(rung, compression) for rung in self.network(engine, precision))
+        return climb(dataclasses.replace(rung, rung=f"{rung.rung}, {compression}") for rung in ladder)
 
     def cost(self, original: Prover, path: str) -> list[Rung]:
         """How far this reference is from one with other weights: reported, not bounded, as rungs "cost, PATH"."""

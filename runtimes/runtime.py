@@ -126,6 +126,11 @@ class Runtime:
         foreign = self.name == "torch" and self.bundle.target != "torch"
         return "fp32" if foreign else str(self.bundle.manifest["precision"].get("compute", "fp32"))
 
+    @property
+    def storage(self) -> str:
+        """What the bundle stores weights as."""
+        return str(self.bundle.manifest["precision"].get("storage", "fp32"))
+
     def table(
         self,
         steps: int | None,

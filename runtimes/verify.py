@@ -26,6 +26,7 @@ from lamamba.runtimes.parity import (
     Inputs,
     Rung,
     control_rung,
+    granted,
     probe_step,
     step_rungs,
     trajectory,
@@ -69,7 +70,9 @@ def golden_cases(runtime: Runtime) -> Iterator[Rung]:
     states = list(trajectory(runtime.engine, inputs, _table(runtime.bundle, "ddim")))
     kept = [states[i] for i in KEPT]
     quantity = f"x, worst of steps {', '.join(str(i + 1) for i in KEPT)}"
-    yield from trajectory_rungs(kept, list(golden["trajectory"]), quantity, TRAJECTORY_STEPS, precision)  # type: ignore[arg-type]
+    expected_states = list(golden["trajectory"])
+    for rung in trajectory_rungs(kept, expected_states, quantity, TRAJECTORY_STEPS, precision):  # type: ignore[arg-type]
+        yield granted(rung, runtime.storage)
 
 
 def golden_control(runtime: Runtime, reopen: Callable[[Bundle], Engine]) -> Rung:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lamamba import runtimes
-from lamamba.runtimes.parity import TOLERANCES, psnr, relative_error
+from lamamba.runtimes.parity import TOLERANCES, error_rung, granted, psnr, psnr_rung, relative_error
 from tests.unit import bundle_player as player
 from tests.unit.bundle_document import EMOJI, close, document_table, documented_bounds
 
@@ -169,3 +170,13 @@ def test_clipping_does_not_hide_what_is_not_finite(golden: dict[str, Any], play:
     for values in (x_next, denoised):
         assert np.isnan(values[:, :, 0, 0]).all()
         assert np.isfinite(values[:, :, 1:]).all()
+
+
+def test_only_pictures_of_compressed_weights_go_without_a_bound() -> None:
+    step, image = error_rung("step", "eps", 0.5, 0.1), psnr_rung("image", "after 20 steps", 34.0, 40.0)
+    assert granted(image, "int8") == psnr_rung("image", "after 20 steps", 34.0, None)
+    assert granted(image, "int8").passed
+    assert not granted(psnr_rung("image", "after 20 steps", -math.inf, 40.0), "palette4").passed
+    for rung, storage in ((image, "fp16"), (image, "int9"), (step, "int8")):
+        assert granted(rung, storage) == rung
+        assert not rung.passed
