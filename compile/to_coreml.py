@@ -55,7 +55,8 @@ def to_coreml(
         half: compute in float16, but for the islands that a step has. deployment_target: a key of DEPLOYMENT_TARGETS.
         half_scan: the scans too, as far as `half` goes. step: whether it is a whole step.
     """
-    program = program.run_decompositions({})
+    with quietly():
+        program = program.run_decompositions({})
     found = islands(program.graph) if step else set()
     for node in program.graph.nodes:
         node.meta[HALF] = half and half_scan

@@ -9,6 +9,7 @@ order and reports what each did to the number of operators.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -61,7 +62,9 @@ def run(program: ExportedProgram, passes: Sequence[Pass]) -> tuple[ExportedProgr
     reports = []
     for graph_pass in passes:
         before = op_counts(program)
-        program = graph_pass(program)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+            program = graph_pass(program)
         after = op_counts(program)
         names = [name for name in {*before, *after} if before[name] != after[name]]
         reports.append(
