@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import platform
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def half(checkpoint: Checkpoint, made: dict[str, Any], tmp_path_factory: pytest.
         made.update(stand_for(model))
         return dict(made)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")  # whoever exports is told what the export says, and no more
         patch.setattr("lamamba.compile.export_coreml.stand_for", recording)
         return export_coreml(checkpoint, out, FP16, compress="int8")
 
