@@ -45,7 +45,7 @@ def load(bundle: str | Path | Bundle | None = None, runtime: str = "auto", **opt
         raise InputError(f"no runtime {name!r}; the runtimes are auto, {', '.join(RUNTIMES)}")
     package = RUNTIMES[name]
     if name == "coreml":  # elsewhere its package would not help
-        importlib.import_module("lamamba.runtimes.coreml").check_system(f"the bundle {opened.path}")
+        importlib.import_module("lamamba.runtimes.coreml").check_system(opened)
     if package is None:
         raise InputError(f"the runtime {name} is not in this version of lamamba; use --runtime ort or torch")
     if importlib.util.find_spec(package) is None:

@@ -43,7 +43,7 @@ def open_engine(
     compute_units = compute_units or {"auto": "all", "cpu": "cpu"}[device]
     if compute_units not in COMPUTE_UNITS:
         raise InputError(f"no compute units {compute_units!r}; there are {', '.join(COMPUTE_UNITS)}")
-    check_system(f"the bundle {bundle.path}")
+    check_system(bundle)
     packages = Packages(compute_units)
     predictors = {guided: packages.predictor(*found) for guided, found in functions.items()}
     return FixedBatch(CoremlEngine(predictors), bundle.batch or 1)
@@ -68,13 +68,16 @@ def function_of(bundle: Bundle, guided: bool) -> tuple[Path, str]:
     return bundle.path / str(file), function
 
 
-def check_system(what: str) -> None:
-    """Raise InputError where there is no Core ML."""
+def check_system(bundle: Bundle, planned: bool = False) -> None:
+    """Raise InputError where there is no Core ML, to run a bundle or to plan what computes where."""
     if platform.system() != "Darwin":
-        raise InputError(
-            f"Core ML is part of macOS and this is {platform.system()}: {what} cannot be run here; "
-            "export the model with lamamba-export -t ort or -t torch and use that bundle, or take this one to a Mac"
+        advice = (
+            "cannot be run here; export the model with lamamba-export -t ort or -t torch and use that bundle, or take "
+            "this one to a Mac"
         )
+        if planned:
+            advice = "has a compute plan on a Mac only; take it there"
+        raise InputError(f"Core ML is part of macOS and this is {platform.system()}: the bundle {bundle.path} {advice}")
 
 
 class Packages:

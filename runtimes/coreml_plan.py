@@ -20,7 +20,7 @@ def compute_plan(bundle: Bundle, compute_units: str = "all") -> dict[str, Any]:
     """
     if bundle.target != "coreml":
         raise InputError(f"{bundle.path} was exported for {bundle.target}; only coreml bundles have a compute plan")
-    check_system(f"the compute plan of {bundle.path}")
+    check_system(bundle, planned=True)
     from coremltools import ComputeUnit
     from coremltools.models.compute_plan import MLComputePlan
 

@@ -17,6 +17,7 @@ import torch
 from lamamba import runtimes
 from lamamba.checkpoint import Checkpoint, save_checkpoint
 from lamamba.cli.export import main as export
+from lamamba.cli.info import main as info
 from lamamba.cli.verify import main as verify
 from lamamba.compile.bundle import Precision
 from lamamba.compile.export import round_weights
@@ -394,6 +395,7 @@ def test_elsewhere_than_on_macos_it_says_what_to_do(half: Bundle) -> None:
     for open_it in (lambda: open_engine(half), lambda: runtimes.load(half)):
         with pytest.raises(InputError, match="export the model with lamamba-export -t ort or -t torch"):
             open_it()
+    assert "has a compute plan on a Mac only; take it there" in refused(info, half.path, "--compute-plan")
 
 
 @pytest.mark.skipif(platform.system() != "Darwin", reason="Core ML runs on macOS alone")
