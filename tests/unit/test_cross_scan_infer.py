@@ -24,7 +24,7 @@ from tests.unit.triton_interpreter import mend
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
-BOUND = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # max abs error over max abs reference
+BOUND = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # max abs error over max abs reference
 
 in_kernel = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="no CUDA device: runs in test_in_interpreter")
 if INTERPRETED:

@@ -22,7 +22,7 @@ from tests.unit.triton_interpreter import mend
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
-BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # the rounding of results
+BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # the rounding of results
 SHAPES = [(2, 5, 7, 24), (1, 3, 2, 320)]  # B, H, W, channels
 
 in_kernel = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="no CUDA device: runs in test_in_interpreter")
@@ -37,6 +37,11 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def error(got: Tensor, wanted: Tensor) -> float:
     assert torch.isfinite(got).all()
     return float((got.detach().double() - wanted.detach()).abs().max() / wanted.detach().abs().max())
+
+
+def spread(got: Tensor, wanted: Tensor) -> float:
+    assert torch.isfinite(got).all()
+    return float((got.double() - wanted).square().mean().sqrt())
 
 
 if INTERPRETED:
@@ -130,5 +135,5 @@ def test_network() -> None:
         rewritten.layers[0].blocks[0].op.taps.zero_()
         assert error(rewritten(*there).cpu(), wanted) > 1e-5
         plain = in_precision(random_model(preset("tiny"), seed=1), torch.bfloat16).to(DEVICE)
-        rounding = error(plain(*there).cpu(), wanted)
-        assert error(fused(plain)(*there).cpu(), wanted) <= 2 * rounding
+        rounding = spread(plain(*there).cpu(), wanted)
+        assert spread(fused(plain)(*there).cpu(), wanted) <= 1.25 * rounding  # 0.91 to 1.09 in 32 draws

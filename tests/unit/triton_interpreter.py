@@ -1,7 +1,7 @@
 """Mends of Triton's interpreter (3.6) that the inference kernels need; to import before a kernel runs.
 
-It multiplies bfloat16 matrices as the integers that hold their bits, and loops over run-time ranges with an `int()`
-that NumPy no longer takes of an array with one dimension.
+It multiplies bfloat16 matrices as the integers that hold their bits, cuts float32 off to bfloat16 where devices round
+to the nearest, and loops over run-time ranges with an `int()` that NumPy no longer takes of an array with one dimension.
 """
 
 from __future__ import annotations
@@ -24,12 +24,27 @@ def _create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num
     return interpreter.TensorHandle(product, d.dtype.scalar)
 
 
+def _rounded(source: Any) -> Any:
+    """float32 whose upper halves are the nearest bfloat16, ties to even; what is not finite stays."""
+    bits = np.ascontiguousarray(source).view(np.uint32)
+    nearest = (bits + 0x7FFF + (bits >> 16 & 1)).astype(np.uint32).view(np.float32)
+    return np.where(np.isfinite(source), nearest, source)
+
+
 def mend() -> None:
     """Of the interpreter in this process, once."""
     patch = interpreter._patch_lang_tensor
     if interpreter.InterpreterBuilder.create_dot is _create_dot:
         return
     interpreter.InterpreterBuilder.create_dot = _create_dot
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def rounding_cast(self: Any, source: Any, kind: Any) -> Any:
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            source = interpreter.TensorHandle(_rounded(source.data), source.dtype)
+        return cast(self, source, kind)
+
+    interpreter.InterpreterBuilder.cast_impl = rounding_cast
 
     def patch_tensor(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
