@@ -1,7 +1,7 @@
 """Mends of Triton's interpreter (3.6) that the inference kernels need; to import before a kernel runs.
 
 It multiplies bfloat16 matrices as the integers that hold their bits, cuts float32 off to bfloat16 where devices round
-to the nearest, and loops over run-time ranges with an `int()` that NumPy no longer takes of an array with one dimension.
+to the nearest, and loops over run-time ranges with an `int()` that NumPy takes of no array with one dimension now.
 """
 
 from __future__ import annotations
