@@ -64,7 +64,7 @@ WITHOUT_TENSORRT = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     """The smallest network with every part: windows with and without a shift, all four stages."""
-    config = dataclasses.replace(PRESETS["tiny"], input_size=8, window_size=4, depths=(2, 1, 1, 1), d_state=1)
+    config = dataclasses.replace(PRESETS["tiny"], input_size=8, window_size=4, depths=(1, 1, 1, 1), d_state=1)
     state = random_model(config, seed=5).state_dict()
     return Checkpoint(config=config, metadata=Metadata(name="small", space="image"), state=state)
 

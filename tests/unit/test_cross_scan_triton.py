@@ -111,7 +111,7 @@ def test_in_interpreter() -> None:
 @in_kernel
 @pytest.mark.parametrize(
     "shape",
-    [(1, 3, 5, 3, 1, 1), (2, 3, 4, 5, 2, 3), (1, 4, 4, 4, 1, 5), (3, 2, 3, 5, 4, 3), (1, 3, 3, 2, 16, 1),
+    [(1, 3, 5, 3, 1, 1), (2, 3, 4, 5, 2, 3), (1, 4, 4, 4, 1, 5), (2, 2, 3, 3, 4, 3), (1, 2, 3, 2, 16, 1),
      (1, 5, 3, 18, 1, 17), (1, 1, 7, 4, 1, 2), (1, 5, 1, 4, 3, 2)],
 )  # fmt: skip
 def test_agrees_with_the_sequential_scan(shape: tuple[int, ...], kernel: Any) -> None:
@@ -119,7 +119,7 @@ def test_agrees_with_the_sequential_scan(shape: tuple[int, ...], kernel: Any) ->
 
 
 @in_kernel
-@pytest.mark.parametrize("shape", [(1, 3, 5, 3, 1, 1), (2, 3, 3, 5, 2, 3), (1, 2, 3, 5, 1, 17)])
+@pytest.mark.parametrize("shape", [(1, 3, 5, 3, 1, 1), (2, 3, 3, 3, 2, 3), (1, 2, 3, 5, 1, 17)])
 def test_a_program_may_walk_all_four_paths(shape: tuple[int, ...], kernel: Any, monkeypatch: Any) -> None:
     """As it does at large batch, where it adds them up itself."""
     monkeypatch.setattr(kernel, "ENOUGH_PROGRAMS", 0)
