@@ -70,7 +70,7 @@ def half_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def latent_checkpoint() -> Checkpoint:
     """A latent model of the smallest kind: four channels, no class names."""
-    config = dataclasses.replace(PRESETS["tiny"], in_channels=4, input_size=8, depths=(1, 1, 1, 1), d_state=1)
+    config = dataclasses.replace(PRESETS["tiny"], in_channels=4, input_size=8, d_state=1)
     return Checkpoint(
         config=config, metadata=Metadata(name="latent", space="latent"), state=random_model(config, seed=4).state_dict()
     )
