@@ -22,7 +22,7 @@ from lamamba.compile import passes
 from lamamba.compile.capture import capture
 from lamamba.compile.coreml_compression import stand_for, with_weights
 from lamamba.compile.export import round_weights
-from lamamba.compile.export_coreml import check_options, open_folder, run_scan, save_all, size_rung
+from lamamba.compile.export_coreml import attention_for, open_folder, run_scan, save_all, size_rung
 from lamamba.compile.mil import load_package
 from lamamba.compile.prove import Prover
 from lamamba.compile.to_coreml import COMPRESSIONS, compressed, lowering, to_coreml
@@ -49,7 +49,7 @@ def worst(rungs: Sequence[Rung], kind: str) -> float:
 def measure(
     name: str, precision: str, target: str, attention: str | None, compressions: Sequence[str], images: int
 ) -> Iterator[dict[str, Any]]:
-    attention, half = check_options(target, attention), precision == "fp16"
+    attention, half = attention_for(target, attention), precision == "fp16"
     rounded = round_weights(checkpoint_of(name), precision)
     started, models = (time.perf_counter(), time.process_time()), {}
     for guided in (False, True):

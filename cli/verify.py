@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import click
 from lamamba import __version__
 from lamamba.cli.errors import FAILED, Command
 from lamamba.errors import InputError
-from lamamba.runtimes import RUNTIMES, Bundle, Runtime, load, open_bundle
+from lamamba.runtimes import RUNTIMES, Bundle, Runtime, coreml, load, open_bundle
 from lamamba.runtimes.parity import Rung
 from lamamba.runtimes.sampler import SamplingError
 from lamamba.runtimes.verify import golden_cases, golden_control, integrity
@@ -108,7 +107,7 @@ def engine_options(
 
 def executed(runtime: str) -> bool:
     """Whether a bundle is computed by this project's executor of Core ML packages, as there is no Core ML here."""
-    return runtime == "coreml" and platform.system() != "Darwin"
+    return runtime == "coreml" and not coreml.is_here()
 
 
 def open_runtime(bundle: Bundle, runtime: str, options: dict[str, Any]) -> Runtime:

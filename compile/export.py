@@ -114,7 +114,7 @@ def check_options(target: str, precision: Precision, options: Mapping[str, Any])
     if target == "coreml":
         from lamamba.compile import export_coreml as coreml
 
-        coreml.check(precision, **options)
+        coreml.check_options(precision, **options)
 
 
 def export_coreml(checkpoint: Checkpoint, out: Path, precision: Precision, report: Report, **options: Any) -> Bundle:

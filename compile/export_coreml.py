@@ -66,7 +66,7 @@ def export_coreml(
         InputError: options that exclude each other.
         ParityError: the ladder failed; its message names the rung, and nothing was written.
     """
-    attention = check(precision, deployment_target, attention, compress, scan_precision)
+    attention = check_options(precision, deployment_target, attention, compress, scan_precision)
     if batch >= GROUPS_IN_DOUBT:
         report(f"note: with {batch} images at a time attention was reported wrong on some GPUs; see docs/coreml.md")
     rounded = round_weights(checkpoint, precision.storage)
@@ -107,7 +107,7 @@ def export_coreml(
     return open_bundle(out, verify=False)
 
 
-def check(
+def check_options(
     precision: Precision,
     deployment_target: str = "iOS18",
     attention: str | None = None,
@@ -116,7 +116,7 @@ def check(
     batch: int = 1,
 ) -> str:
     """The kind of attention; InputError for options that exclude each other, are unknown or need what is not there."""
-    attention = check_options(deployment_target, attention)
+    attention = attention_for(deployment_target, attention)
     if scan_precision == "fp16" and precision.compute != "fp16":
         raise InputError(f"--scan-precision fp16 needs --precision fp16, got {precision.compute}")
     if compress is not None and compress not in COMPRESSIONS:
@@ -126,8 +126,8 @@ def check(
     return attention
 
 
-def check_options(deployment_target: str, attention: str | None) -> str:
-    """The kind of attention; InputError for options that are unknown or exclude each other."""
+def attention_for(deployment_target: str, attention: str | None) -> str:
+    """The kind of attention; InputError for one, or a target, that is unknown, or where they exclude each other."""
     if deployment_target not in DEPLOYMENT_TARGETS:
         raise InputError(f"no deployment target {deployment_target!r}; there are {', '.join(DEPLOYMENT_TARGETS)}")
     fused = deployment_target not in WITHOUT_FUSED_ATTENTION

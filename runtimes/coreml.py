@@ -23,6 +23,10 @@ from lamamba.runtimes.schedule import Row
 
 GRAPHS = {False: "unguided", True: "guided"}
 COMPUTE_UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu-gpu": "CPU_AND_GPU", "cpu-ne": "CPU_AND_NE"}
+ELSEWHERE = (
+    "cannot be run here; export the model with lamamba-export -t ort or -t torch and use that bundle, or take this one "
+    "to a Mac"
+)
 Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
@@ -49,6 +53,11 @@ def open_engine(
     return FixedBatch(CoremlEngine(predictors), bundle.batch or 1)
 
 
+def is_here() -> bool:
+    """Whether this system has Core ML."""
+    return platform.system() == "Darwin"
+
+
 def check_options(bundle: Bundle, device: str, threads: int | None) -> None:
     """Raise InputError for a bundle of another target, or options that Core ML does not have."""
     if bundle.target != "coreml":
@@ -68,15 +77,9 @@ def function_of(bundle: Bundle, guided: bool) -> tuple[Path, str]:
     return bundle.path / str(file), function
 
 
-def check_system(bundle: Bundle, planned: bool = False) -> None:
-    """Raise InputError where there is no Core ML, to run a bundle or to plan what computes where."""
-    if platform.system() != "Darwin":
-        advice = (
-            "cannot be run here; export the model with lamamba-export -t ort or -t torch and use that bundle, or take "
-            "this one to a Mac"
-        )
-        if planned:
-            advice = "has a compute plan on a Mac only; take it there"
+def check_system(bundle: Bundle, advice: str = ELSEWHERE) -> None:
+    """Raise InputError where there is no Core ML; advice: what that means for the bundle, and what to do."""
+    if not is_here():
         raise InputError(f"Core ML is part of macOS and this is {platform.system()}: the bundle {bundle.path} {advice}")
 
 

@@ -20,7 +20,7 @@ def compute_plan(bundle: Bundle, compute_units: str = "all") -> dict[str, Any]:
     """
     if bundle.target != "coreml":
         raise InputError(f"{bundle.path} was exported for {bundle.target}; only coreml bundles have a compute plan")
-    check_system(bundle, planned=True)
+    check_system(bundle, "has a compute plan on a Mac only; take it there")
     from coremltools import ComputeUnit
     from coremltools.models.compute_plan import MLComputePlan
 

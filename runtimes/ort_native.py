@@ -18,7 +18,6 @@ CHOICES = ("auto", "on", "off")
 SCAN = "lamamba.ai::CrossScan"
 ATTENTIONS = ("lamamba.ai::WindowAttention", "lamamba.ai::ShiftedWindowAttention")
 CUDA = "CUDAExecutionProvider"
-REGISTERED = ("CPUExecutionProvider", CUDA)
 
 
 def choose_library(ops: Sequence[Mapping[str, Any]], provider: str, choice: str = "auto") -> Path | None:
@@ -67,9 +66,9 @@ def register(options: onnxruntime.SessionOptions, library: Path, provider: str) 
     Those for CUDA come without attentions, so a session on the CPU must not get them.
     """
     loaded = native.library()
-    if loaded is not None and hasattr(loaded, "lamamba_register_for"):
+    if loaded is not None:
         loaded.lamamba_register_for.argtypes = [ctypes.c_char_p]
-        loaded.lamamba_register_for(provider.encode() if provider in REGISTERED else None)
+        loaded.lamamba_register_for(provider.encode())
     options.register_custom_ops_library(str(library))
 
 

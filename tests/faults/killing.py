@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]  # of the project
+
 LIMIT = 60  # seconds
+PATIENCE = 120  # with a process of many children
 ACTS = ("open", "os.", "shutil.", "tempfile.", "ctypes.dlsym")  # of Python's audit events, each before it happens
 Act = Callable[[int, str], None]
+
+
+def lines_of(module: str, folder: Path, count: int) -> list[dict[str, Any]]:
+    """What `python -m MODULE FOLDER COUNT`, which kills so many children, says of each."""
+    command = [sys.executable, "-m", module, str(folder), str(count)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE + 10 * count)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def on_act(act: Act) -> None:

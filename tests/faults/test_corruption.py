@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from lamamba.runtimes.bundle import Bundle
+from tests.faults.killing import ROOT
 
 COUNT = int(os.environ.get("LAMAMBA_FAULTS", "300"))
-ROOT = Path(__file__).parents[2]
 MEMORY = 1 << 20  # KiB
 
 

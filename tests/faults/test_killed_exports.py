@@ -5,7 +5,6 @@ LAMAMBA_FAULTS=3000 python -m pytest tests/faults kills ten times as many.
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -17,21 +16,18 @@ import pytest
 from lamamba.checkpoint import save_checkpoint
 from lamamba.runtimes.bundle import open_bundle
 from tests.faults.exporter import small_model
+from tests.faults.killing import PATIENCE, lines_of
 from tests.faults.test_corruption import COUNT, ROOT
 from tests.forge import copy_bundle
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills processes with the signals of POSIX")
 
 KILLS = max(1, COUNT // 10)
-PATIENCE = 120  # seconds
 COMMAND = "from lamamba.cli.export import main; main()"
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults.exporter", str(tmp_path), str(KILLS)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE + 10 * KILLS)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = lines_of("tests.faults.exporter", tmp_path, KILLS)
     careful = [line for line in lines if "careless" not in line]
     assert len(careful) == KILLS
     for line in careful:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -14,23 +13,20 @@ from pathlib import Path
 import pytest
 
 from lamamba.files import ABANDONED, remove_abandoned
-from tests.faults.test_corruption import COUNT, ROOT
+from tests.faults.killing import PATIENCE, lines_of
+from tests.faults.test_corruption import COUNT
 
 resource = pytest.importorskip("resource", reason="limits of processes are those of POSIX")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses signals, limits and mounts as Linux has them")
 
 KILLS = max(1, COUNT // 7)
-PATIENCE = 120  # seconds
 MANY = ("-n", "100", "--steps", "1", "--threads", "1")  # more bytes than are tried before sampling
 FEW = ("-n", "2", *MANY[2:])
 RUN = "from lamamba.cli.sample import main; main()"
 
 
 def test_killed_or_interrupted_while_writing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults.sampler", str(tmp_path), str(KILLS)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE + 10 * KILLS)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = lines_of("tests.faults.sampler", tmp_path, KILLS)
     killed = [line for line in lines if line["number"] >= 0]
     assert len(killed) == KILLS
     for line in lines:

@@ -316,6 +316,7 @@ def test_of_another_interface(tiny_bundle: Bundle, library_at: Callable[[Path], 
 # A library that loads and covers everything, but that ONNX Runtime refuses: always, or after the first time.
 REFUSED = """
 int lamamba_abi(void) { return %d; }
+int lamamba_register_for(const char *provider) { return 0; }
 int lamamba_covers(const char *provider, int type, long rank, long state) { return 1; }
 int lamamba_covers_attention(const char *provider, int type) { return 1; }
 long lamamba_calls(void) { return 0; }

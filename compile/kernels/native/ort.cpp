@@ -100,10 +100,8 @@ EXPORT Status *RegisterCustomOps(Options *options, const ApiBase *base) {
 }
 
 EXPORT int lamamba_register_for(const char *provider) {
-  const bool cpu = provider && strcmp(provider, "CPUExecutionProvider") == 0;
-  if (provider && !cpu && strcmp(provider, "CUDAExecutionProvider") != 0) return 1;
-  cpu_alone = cpu;
-  return 0;
+  cpu_alone = provider && strcmp(provider, "CPUExecutionProvider") == 0;
+  return provider && !cpu_alone && strcmp(provider, "CUDAExecutionProvider") != 0;
 }
 
 EXPORT int lamamba_covers(const char *provider, int type, int64_t rank, int64_t state) {

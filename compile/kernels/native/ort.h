@@ -11,7 +11,7 @@ extern "C" {
 
 // For which execution provider this thread's next calls of `RegisterCustomOps` are, as ONNX Runtime names it: without the
 // operators for CUDA for the CPU's, which otherwise, and again after NULL, are registered once the library has kernels for
-// CUDA. Not 0 for another provider.
+// CUDA. Not 0 for another provider, which counts as NULL.
 int lamamba_register_for(const char *provider);
 
 // Whether a registered operator computes nodes of this kind: an execution provider as ONNX Runtime names it, a
