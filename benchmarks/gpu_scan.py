@@ -1,5 +1,7 @@
 """The cross scan and window attention kernels on a CUDA device: correctness first, then time over the floor.
 
+Of the scan, Triton's kernels in several tiles, and `teams`: the kernel in CUDA C++ where it takes the call.
+
     python -m benchmarks.gpu_scan [--json FILE] [--parts scan attention] [--seconds 140]
 
 The floor of a scan is the largest of: x and proj read and y written once at 3.0 TB/s; three transcendentals for each
@@ -23,6 +25,7 @@ from torch import Tensor
 from benchmarks import gpu_attention
 from benchmarks.gpu_timing import BYTES_PER_SECOND, error, median_seconds, seconds_since_start, sets_for
 from lamamba.compile.kernels import cross_scan_cuda as cuda
+from lamamba.compile.kernels import cross_scan_teams as teams
 from lamamba.compile.kernels import cross_scan_triton
 from lamamba.precision import DTYPES
 from lamamba.scan import cross_scan
@@ -132,6 +135,26 @@ def check_small() -> None:
         print(f"small sizes, {dtype}: largest error {worst:.2e}, bound {BOUND[dtype]:g}", flush=True)
 
 
+def check_teams() -> None:
+    """Every map and every number of columns that the kernel in CUDA C++ takes, few and many images, uneven D."""
+    for dtype in ("fp16", "bf16"):
+        worst, ranks = 0.0, (2, 8, 12, 20, 30, 40, 44, 62, 80, 94)
+        for number, (height, width) in enumerate(teams.MAPS):
+            for rank, batch, channels in zip(ranks, (1, 3, 40, 2, 5) * 2, (16, 48, 80, 640, 32) * 2, strict=True):
+                tensors = inputs(batch, height, width, channels, rank, dtype, seed=number)
+                if not teams.suits(tensors[0], rank, 1):
+                    print(f"teams do not take {tuple(tensors[0].shape)}, R {rank}, {dtype}", flush=True)
+                    continue
+                found, again = teams.forward(*tensors), teams.forward(*tensors)
+                error_of = error(found, reference(tensors))
+                if not error_of <= BOUND[dtype] or not torch.equal(found, again):
+                    print(
+                        f"WRONG: teams {dtype} {batch, height, width, channels, rank} error {error_of:.2e}", flush=True
+                    )
+                worst = max(worst, error_of)
+        print(f"teams, {dtype}: largest error {worst:.2e}, bound {BOUND[dtype]:g}", flush=True)
+
+
 def right_tiles(name: str, dtype: str, tiles: list[str]) -> Iterator[str]:
     """Those whose results, which start as NaN, agree at batch 3; prints what the compiler made of each."""
     side, channels, rank = SHAPES[name]
@@ -173,6 +196,8 @@ def measure(name: str, dtype: str, tiles: list[str], with_training: bool) -> lis
         count = sets_for(bounds["bytes"] * BYTES_PER_SECOND)
         sets = [inputs(batch, side, side, channels, rank, dtype, seed) for seed in range(count)]
         ways = {tile: [launcher(plan_of(tile, batch, side, channels, rank), t) for t in sets] for tile in good}
+        if teams.suits(sets[0][0], rank, 1):
+            ways["teams"] = [lambda t=t: teams.forward(*t) for t in sets]  # type: ignore[misc]
         if with_training and batch == 16:
             ways["training"] = [lambda t=t: cross_scan_triton.forward(*t) for t in sets[:4]]  # type: ignore[misc]
         for way, calls in ways.items():
@@ -197,6 +222,7 @@ def measure(name: str, dtype: str, tiles: list[str], with_training: bool) -> lis
 def scan_rows(limit: float) -> list[dict[str, Any]]:
     compile_all(all_tasks())
     check_small()
+    check_teams()
     rows: list[dict[str, Any]] = []
     for name, (side, _, _) in SHAPES.items():
         if seconds_since_start() > limit:

@@ -13,10 +13,7 @@ import concurrent.futures
 import hashlib
 import io
 import json
-import lzma
 import os
-import re
-import shutil
 import sys
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -29,12 +26,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lamamba import native
-from lamamba.compile import aot_plan
+from lamamba.compile import aot_pack, aot_plan
+from lamamba.compile.aot_pack import PTX_VERSION
 from lamamba.compile.aot_plan import Entry
 from lamamba.compile.kernels import cross_scan_cuda as cuda
 from lamamba.compile.kernels import cross_scan_infer, cross_scan_tiles, cross_scan_walk
 from lamamba.compile.kernels.cross_scan_cuda import Plan
-from lamamba.native.cuda import FORMAT, INDEX
 
 FOLDER = native.PATH.with_name("ptx")
 COMMAND = "python -m lamamba.compile.aot"
@@ -46,7 +43,6 @@ TYPES = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes each
 # to 0.4 % more; for sm_100a two had 37 and 46 % more, one 7 % fewer, and of float32 Triton 3.6 makes a trap.
 PACKED = {75: ("fp32", "fp16"), 80: ("fp32", "fp16", "bf16")}
 GENERAL_ONLY = (75,)
-PTX_VERSION = 80  # of the language; drivers for CUDA 12.0 and later read it
 SOURCES = (cross_scan_infer, cross_scan_walk, cross_scan_tiles)
 SCRATCH = "total=4*B*L*D"  # sums of halves; those of float32 wait in y
 
@@ -102,11 +98,7 @@ def made() -> dict[str, str]:
 
 def outdated(folder: Path = FOLDER) -> str:
     """What changed since the pack was made, in one line; empty if it is as it should be."""
-    if not (folder / INDEX).is_file():
-        return f"there is no {folder / INDEX}; run {COMMAND}"
-    then, now = json.loads((folder / INDEX).read_bytes()).get("made", {}), made()
-    changed = [key for key in now if now[key] != then.get(key)]
-    return f"{folder / INDEX} was made from another {' and '.join(changed)}; run {COMMAND}" if changed else ""
+    return aot_pack.outdated(folder, made(), COMMAND)
 
 
 def _code(path: Path) -> Iterator[str]:
@@ -134,7 +126,7 @@ def compile_variant(variant: Variant) -> Compiled:
     kernel = triton.compile(source, target=GPUTarget("cuda", variant.capability, 32), options=options)
     facts = kernel.metadata
     threads = facts.num_warps * 32
-    return Compiled(ptx=without_comments(kernel.asm["ptx"]), entry=facts.name, threads=threads,
+    return Compiled(ptx=aot_pack.without_comments(kernel.asm["ptx"]), entry=facts.name, threads=threads,
                     shared_bytes=facts.shared)  # fmt: skip
 
 
@@ -149,12 +141,6 @@ def _kind(name: str, kind: str) -> str:
     return "i32" if name in "BHWDR" else "*fp32"
 
 
-def without_comments(ptx: str) -> str:
-    """PTX without comments, indentation and empty lines, which a third of it are."""
-    lines = (re.sub(r"//.*", "", line).strip() for line in ptx.splitlines())
-    return "\n".join(line for line in lines if line) + "\n"
-
-
 def arguments(variant: Variant, ptx: str) -> str:
     """What the library passes: the kernel's arguments, then null for what Triton adds of its own."""
     compile_time = {"PRECISION", *variant.how.sizes}
@@ -165,8 +151,8 @@ def arguments(variant: Variant, ptx: str) -> str:
     return " ".join(names + ["null"] * (taken - len(names)))
 
 
-def described(variant: Variant, entry: Entry, compiled: Compiled, file: str) -> dict[str, Any]:
-    """An entry of the index, see `lamamba.native.cuda`."""
+def described(variant: Variant, entry: Entry, compiled: Compiled) -> dict[str, Any]:
+    """An entry of the index without its file, see `lamamba.native.cuda`."""
     launch = {
         "entry": compiled.entry,
         "arguments": arguments(variant, compiled.ptx),
@@ -182,28 +168,14 @@ def described(variant: Variant, entry: Entry, compiled: Compiled, file: str) -> 
         "state": 1,
         "when": entry.when,
         "scratch": "" if variant.type == "fp32" else SCRATCH,
-        "ptx": file,
         "launches": [launch],
     }
 
 
 def write(folder: Path, compiled: dict[str, Compiled], made_from: dict[str, str]) -> None:
     """The pack, in place of what the folder held; compiled: by name of the variant; made_from: of `made`."""
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    files: dict[str, str] = {}  # of each text, the file that holds it
-    for name, result in sorted(compiled.items()):
-        if result.ptx not in files:
-            files[result.ptx] = f"{name}.ptx.xz"
-            (new / files[result.ptx]).write_bytes(lzma.compress(f"// {name}\n{result.ptx}".encode(), preset=9))
-    kernels = [described(variant, entry, compiled[variant.name], files[compiled[variant.name].ptx])
-               for variant, entry in listed()]  # fmt: skip
-    lines = ",\n".join(json.dumps(kernel) for kernel in kernels)
-    index = f'{{"format": {FORMAT}, "made": {json.dumps(made_from)}, "kernels": [\n{lines}\n]}}\n'
-    (new / INDEX).write_text(index)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    kernels = [(variant.name, described(variant, entry, compiled[variant.name])) for variant, entry in listed()]
+    aot_pack.write(folder, {name: result.ptx for name, result in compiled.items()}, kernels, made_from)
 
 
 def compile_all(variants: Iterable[Variant], jobs: int) -> dict[str, Compiled]:

@@ -1,4 +1,4 @@
-"""The cross scan on CUDA devices: which Triton kernel computes a call, in what tiles, and the call itself.
+"""The cross scan on CUDA devices: which kernel computes a call, Triton's in what tiles, and the call itself.
 
 B batch, H W grid, L = H*W tokens, D inner channels, K = 4 snake paths, N state, R dt rank; S, J, U, C as in
 cross_scan_tiles.py.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamamba.compile.kernels import cross_scan_infer, cross_scan_triton
+from lamamba.compile.kernels import cross_scan_infer, cross_scan_teams, cross_scan_triton
 
 KERNELS: dict[str, Any] = {
     "resident": cross_scan_infer.resident,
@@ -107,6 +107,8 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
     if max(math.prod(x.shape[1:]), math.prod(proj.shape[1:])) > MOST_ELEMENTS:
         raise ValueError(f"an image of {tuple(x.shape[1:])} with rank {dt_weight.shape[2]} has more than "
                          f"{MOST_ELEMENTS} elements: split its channels")  # fmt: skip
+    if x.is_cuda and cross_scan_teams.suits(x, dt_weight.shape[2], a.shape[-1]):
+        return cross_scan_teams.forward(x, proj, *cross_scan_triton.as_float32(dt_weight, dt_bias, a, d))
     batch, height, width, channels = x.shape
     how = plan(batch, height, width, channels, dt_weight.shape[2], x.element_size())
     return run(how, x, proj, dt_weight, dt_bias, a, d)

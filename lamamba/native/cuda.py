@@ -1,6 +1,6 @@
-"""The library's kernels for CUDA devices: what `ptx/kernels.json` lists, given to the library. No torch, no CUDA.
+"""The library's kernels for CUDA devices: what `kernels.json` of FOLDERS list, given to the library. No torch, no CUDA.
 
-The file holds `{"format": 1, "kernels": [...]}`; a kernel has the members of `lamamba_kernel` and `lamamba_launch` in
+Each holds `{"format": 1, "kernels": [...]}`; a kernel has the members of `lamamba_kernel` and `lamamba_launch` in
 `compile/kernels/native/cuda_kernels.h`, its `ptx` being the name of a file beside it, which may be compressed (.xz):
 
     {"capability": 80, "type": "fp16", "rank_least": 17, "rank_most": 32, "state": 1, "when": "D%16 B*L*D<1000000",
@@ -14,13 +14,14 @@ import ctypes
 import functools
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lamamba import native
 from lamamba.errors import InputError
 
+FOLDERS = ("ptx_cuda", "ptx")  # beside the library: from CUDA C++ for some sizes, taken first, and from Triton for all
 INDEX = "kernels.json"
 FORMAT = 1  # of the index; one that says another number is of another version of this package
 TYPES = {"fp32": 0, "fp16": 1, "bf16": 2}  # `lamamba_type`
@@ -57,12 +58,13 @@ class Kernel(ctypes.Structure):
 
 @functools.cache
 def add_kernels(folder: Path | None = None) -> int:
-    """Give the library the kernels of a folder, those of the package by default; how many there are.
+    """Give the library the kernels of a folder, those of the package's FOLDERS by default; how many there are.
 
     Raises:
         InputError: a damaged index, a missing PTX file, or a kernel that the library does not take.
     """
-    folder = folder or native.PATH.with_name("ptx")
+    if folder is None:
+        return sum(add_kernels(native.PATH.with_name(name)) for name in FOLDERS)
     index = folder / INDEX
     if not index.is_file():
         return 0
@@ -74,6 +76,36 @@ def add_kernels(folder: Path | None = None) -> int:
             raise InputError(f"{index} lists a kernel that the library does not take: {_text(kernel)}; "
                              "reinstall the package")  # fmt: skip
     return len(kernels)
+
+
+def scratch_bytes(sizes: native.Sizes, kind: str) -> int:
+    """Device memory that a call of one of TYPES needs beside its tensors, in the current context; 0 if none does."""
+    return max(0, int(_library().lamamba_cuda_scratch(ctypes.byref(sizes), TYPES[kind])))
+
+
+def launch(sizes: native.Sizes, kind: str, addresses: Sequence[int], scratch: int, stream: int) -> None:
+    """`lamamba_cuda_forward`, in the current context: addresses on the device of x proj dt_weight dt_bias a d y.
+
+    Raises:
+        RuntimeError: no kernel for the call on this device, or the driver refuses it; says which.
+    """
+    text = ctypes.create_string_buffer(300)
+    code = _library().lamamba_cuda_forward(
+        ctypes.byref(sizes), TYPES[kind], *addresses, scratch, stream, text, len(text)
+    )
+    if code:
+        raise RuntimeError(f"cross scan: {text.value.decode(errors='replace')}")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = native.library()
+    if library is None:
+        raise RuntimeError(f"the native library is not used: {native.unusable()}")
+    start: list[Any] = [ctypes.POINTER(native.Sizes), ctypes.c_int]
+    library.lamamba_cuda_scratch.argtypes, library.lamamba_cuda_scratch.restype = start, ctypes.c_int64
+    library.lamamba_cuda_forward.argtypes = start + [ctypes.c_void_p] * 9 + [ctypes.c_char_p, ctypes.c_size_t]
+    return library
 
 
 def _kernels(index: Path) -> list[Kernel]:

@@ -14,7 +14,8 @@ from typing import Any
 
 DRIVER_SOURCE = r"""
 #include <string.h>
-int capabilities[4] = {80}, devices = 1, version = 12080, current_device = 0, fail_load = 0, fail_launch = 0;
+int capabilities[4] = {80}, shared_limit = 166912, multiprocessors = 108, devices = 1, version = 12080;
+int current_device = 0, fail_load = 0, fail_launch = 0;
 void *context = (void *)1;
 int loads = 0, last_module = 0, launches = 0, attribute = 0, shared_asked = 0;
 char entries[2048][64], images[2048][256];
@@ -26,7 +27,8 @@ int cuDriverGetVersion(int *out) { *out = version; return 0; }
 int cuDeviceGetCount(int *out) { *out = devices; return 0; }
 int cuDeviceGet(int *out, int ordinal) { *out = ordinal; return 0; }
 int cuDeviceGetAttribute(int *out, int which, int device) {
-  *out = which == 75 ? capabilities[device] / 10 : which == 76 ? capabilities[device] % 10 : -1;
+  *out = which == 75 ? capabilities[device] / 10 : which == 76 ? capabilities[device] % 10
+       : which == 16 ? multiprocessors : which == 97 ? shared_limit : -1;
   return 0;
 }
 int cuCtxGetCurrent(void **out) { *out = context; return 0; }

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamamba.compile import aot, aot_plan
-from lamamba.compile.kernels import cross_scan_cuda
+from lamamba.compile import aot, aot_cuda, aot_plan
+from lamamba.compile.kernels import cross_scan_cuda, cross_scan_teams
 from lamamba.config import PRESETS
 from lamamba.errors import InputError
 from lamamba.native import cuda
@@ -21,6 +21,8 @@ from tests.unit import cuda_calls as calls
 from tests.unit.cuda_calls import SCRATCH, STREAM, TENSORS, Sizes
 
 SHIPPED = sorted(aot.PACKED)
+SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # of a block, at most
+MULTIPROCESSORS = 108
 CASES_OF_CALLS = 6000
 Call = tuple[int, int, int, int, int]  # B, H, W, D, R
 
@@ -43,6 +45,23 @@ def expected(call: Call, capability: int, kind: str) -> tuple[aot.Variant, tuple
     grid = (tiles, batch) if how.kernel == "anywhere" else how.grid
     aligned = channels % aot_plan.VECTOR == 0
     return aot.Variant(capability=capability, type=kind, how=how, aligned=aligned), grid
+
+
+def of_teams(call: Call, capability: int, kind: str) -> aot_cuda.Variant | None:
+    """The variant of `cross_scan_teams` that precedes those of `plan`."""
+    _, height, width, channels, rank = call
+    columns = cross_scan_teams.columns(rank)
+    shared = cross_scan_teams.TEAMS * height * width * cross_scan_teams.SUM_BYTES
+    fits = (height, width) in cross_scan_teams.MAPS and channels % 16 == 0 and shared <= SHARED[capability]
+    if columns is None or not fits or kind not in cross_scan_teams.TYPES.values() or capability < aot_cuda.CAPABILITY:
+        return None
+    return aot_cuda.Variant(columns=columns, type=kind, whole=(height, width) == cross_scan_teams.WHOLE)
+
+
+def device(capability: int) -> None:
+    calls.device(capability)
+    calls.put("shared_limit", SHARED[capability])
+    calls.put("multiprocessors", MULTIPROCESSORS)
 
 
 def launched(call: Call, kind: str) -> tuple[str, calls.Call]:
@@ -98,9 +117,20 @@ def network_calls() -> Iterator[Call]:
 
 
 def check(call: Call, capability: int, kind: str) -> str:
-    variant, grid = expected(call, capability_packed(capability), kind)
+    team = of_teams(call, capability, kind)
+    calls.put("argument_count", len(aot_cuda.ARGUMENTS.split()) if team else 15)
     name, launch = launched(call, kind)
     told = (call, capability, kind)
+    if team is not None:
+        assert name == team.name, told
+        assert tuple(launch.grid) == (MULTIPROCESSORS, 1, 1), told
+        assert tuple(launch.block) == (cross_scan_teams.THREADS, 1, 1), told
+        assert launch.shared == cross_scan_teams.TEAMS * call[1] * call[2] * cross_scan_teams.SUM_BYTES, told
+        values = list(launch.values)
+        assert values[:7] == TENSORS, told
+        assert [value & 0xFFFFFFFF for value in values[7:12]] == list(call), told
+        return "teams"
+    variant, grid = expected(call, capability_packed(capability), kind)
     assert name == variant.name, told
     assert tuple(launch.grid) == (*grid, 1), told
     assert tuple(launch.block) == (32 * variant.how.warps, 1, 1), told
@@ -113,24 +143,22 @@ def check(call: Call, capability: int, kind: str) -> str:
 
 
 def the_library_picks_what_the_plan_says() -> None:
-    assert cuda.add_kernels() == len(aot.listed())
-    calls.put("argument_count", 15)
+    assert cuda.add_kernels() == len(aot_cuda.listed()) + len(aot.listed())
     kernels = set()
-    for capability in SHIPPED:
-        calls.device(capability)
+    for capability in (*SHIPPED, 90):
+        device(capability)
         for kind in types_on(capability):
             for call in [*network_calls(), *edge_calls(), *random_calls(CASES_OF_CALLS)]:
                 kernels.add((capability, kind, check(call, capability, kind)))
-    assert {kernel for capability, _, kernel in kernels if capability == 80} == set(cross_scan_cuda.KERNELS)
+    assert {kernel for capability, _, kernel in kernels if capability == 80} == {*cross_scan_cuda.KERNELS, "teams"}
 
 
 def every_required_device_is_covered() -> None:
     cuda.add_kernels()
-    calls.put("argument_count", 15)
     for version in (12000, 13000):
         calls.put("version", version)
         for capability in aot.REQUIRED:
-            calls.device(capability)
+            device(capability)
             for kind in types_on(capability):
                 assert calls.covers(cuda.TYPES[kind], 20) == (kind != "bf16"), "bf16 is not ONNX Runtime's to ask for"
                 for call in network_calls():

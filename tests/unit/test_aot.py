@@ -20,7 +20,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: the pack is compared with its kernels")
 
 from lamamba import native
-from lamamba.compile import aot, aot_assemble, aot_plan
+from lamamba.compile import aot, aot_assemble, aot_cuda, aot_plan
 from lamamba.compile.kernels import cross_scan_cuda
 from lamamba.errors import InputError
 from lamamba.native import cuda
@@ -31,6 +31,7 @@ from tests.unit.test_native_cuda import pytestmark as needs_library
 
 __all__ = ["driver"]  # a fixture
 PTXAS = shutil.which("ptxas")
+NVCC = shutil.which("nvcc")
 INDEX = json.loads((aot.FOLDER / cuda.INDEX).read_bytes()) if (aot.FOLDER / cuda.INDEX).is_file() else {"kernels": []}
 MOST_BYTES = 4_000_000
 
@@ -56,6 +57,41 @@ def test_a_pack_of_other_sources_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(aot, "SOURCES", (aot_plan,))
     assert "from another sources and plan; run python -m" in aot.outdated(tmp_path)
     assert "there is no" in aot.outdated(tmp_path / "none")
+
+
+def test_pack_of_cuda_sources_is_made_from_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert aot_cuda.outdated() == ""
+    kernels = json.loads((aot_cuda.FOLDER / cuda.INDEX).read_bytes())["kernels"]
+    assert {kernel["ptx"] for kernel in kernels} == {path.name for path in aot_cuda.FOLDER.iterdir()} - {cuda.INDEX}
+    assert [{**kernel, "ptx": ""} for kernel in kernels] == [{**facts, "ptx": ""} for _, facts in aot_cuda.listed()]
+    shutil.copytree(aot_cuda.SOURCES, tmp_path / "cuda")
+    source = tmp_path / "cuda" / "cross_scan.cu"
+    monkeypatch.setattr(aot_cuda, "SOURCES", tmp_path / "cuda")
+    source.write_text("// only a comment\n" + source.read_text())
+    assert aot_cuda.outdated() == ""
+    source.write_text(source.read_text().replace("LN2 = 0.69", "LN2 = 0.68"))
+    assert "was made from another sources; run python -m" in aot_cuda.outdated()
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc, of the CUDA toolkit, is not installed")
+def test_cuda_sources_compile() -> None:
+    """With another nvcc than the pack's the text may differ."""
+    variant = aot_cuda.Variant(columns=32, type="fp16", whole=False)
+    text = aot_cuda.compile_variant(NVCC or "", variant)
+    assert text.startswith(f".version {INDEX['made']['ptx']}\n.target sm_{aot_cuda.CAPABILITY}\n")
+    assert f".entry {variant.name}(" in text
+    assert ".maxntid 384" in text
+
+
+@pytest.mark.skipif(PTXAS is None, reason="ptxas, of the CUDA toolkit, is not installed")
+@pytest.mark.parametrize("name", ["teams_sm80_bf16_k32", "teams_sm80_fp16_k96_whole"])
+def test_ptx_of_cuda_sources_stays_in_registers(name: str) -> None:
+    for target in {80, 90, 120} & aot_assemble.ptxas_targets(PTXAS or ""):
+        told = aot_assemble.assemble(PTXAS or "", aot_cuda.FOLDER / f"{name}.ptx.xz", target)
+        spilled = re.fullmatch(r"(\d+) registers, (\d+) bytes spilled", told)
+        assert spilled, told
+        assert int(spilled[1]) <= 168, told
+        assert int(spilled[2]) <= 64, told
 
 
 def test_pack_holds_what_its_index_lists() -> None:

@@ -42,12 +42,17 @@ const Driver *the_driver() {
   return loaded.complete ? &loaded.driver : nullptr;
 }
 
-int capability_of(const Driver &driver, int device) {
-  constexpr int MAJOR = 75, MINOR = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
+bool describe(const Driver &driver, int device, Device *found) {
+  // CU_DEVICE_ATTRIBUTE_: COMPUTE_CAPABILITY_MAJOR and _MINOR, MULTIPROCESSOR_COUNT, MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+  constexpr int MAJOR = 75, MINOR = 76, MULTIPROCESSORS = 16, SHARED = 97;
   int major, minor;
-  if (driver.cuDeviceGetAttribute(&major, MAJOR, device) || driver.cuDeviceGetAttribute(&minor, MINOR, device))
-    return -1;
-  return 10 * major + minor;
+  const bool told = driver.cuDeviceGetAttribute(&major, MAJOR, device) == 0 &&
+                    driver.cuDeviceGetAttribute(&minor, MINOR, device) == 0 &&
+                    driver.cuDeviceGetAttribute(&found->multiprocessors, MULTIPROCESSORS, device) == 0 &&
+                    driver.cuDeviceGetAttribute(&found->shared_bytes, SHARED, device) == 0 &&
+                    driver.cuDriverGetVersion(&found->driver_version) == 0;
+  if (told) found->capability = 10 * major + minor;
+  return told;
 }
 
 }  // namespace lamamba::cuda

@@ -23,7 +23,15 @@ struct Driver {
 // The driver of this machine, initialised, or null.
 const Driver *the_driver();
 
-// 89 for a device of compute capability 8.9, or -1.
-int capability_of(const Driver &driver, int device);
+// What of a device decides which kernels run on it.
+struct Device {
+  int capability;        // 89: compute capability 8.9
+  int shared_bytes;      // of a block, at most
+  int multiprocessors;
+  int driver_version;
+};
+
+// False if the driver does not tell.
+bool describe(const Driver &driver, int device, Device *found);
 
 }  // namespace lamamba::cuda

@@ -11,14 +11,14 @@ extern "C" {
 #endif
 
 // Sizes are written as products of the letters B H W L D R N, where L = H W, and of whole numbers; a factor may be
-// divided by a number, rounding up: "B*D/32*4" is B ceil(D / 32) 4.
+// divided by a number, rounding up: "B*D/32*4" is B ceil(D / 32) 4. In a grid, M is the multiprocessors of the device.
 typedef struct {
   const char *entry;      // name of the function in the PTX
   const char *arguments;  // in order, separated by spaces: x proj dt_weight dt_bias a d y, names of scratch, "null" for
                           // a null pointer, or a size, which is passed as int32; as many as the function in the PTX has
   const char *grid;       // three sizes separated by spaces
   int threads;            // of a block
-  int shared_bytes;       // dynamic shared memory of a block
+  int shared_bytes;       // dynamic shared memory of a block; devices that have less do not take the kernel
 } lamamba_launch;
 
 // What computes calls of one type and N on devices of one kind: launches that run one after another.

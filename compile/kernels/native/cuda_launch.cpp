@@ -110,6 +110,11 @@ bool find_argument(const std::string &name, const Call &call, Argument *argument
   return true;
 }
 
+bool current_device(const Driver &driver, Device *device) {
+  int ordinal;
+  return driver.cuCtxGetDevice(&ordinal) == 0 && describe(driver, ordinal, device);
+}
+
 bool run(const Driver &driver, void *function, const Launch &launch, const Call &call, void *stream,
          const Complaint &complaint) {
   Argument held[MOST_ARGUMENTS];
@@ -120,10 +125,12 @@ bool run(const Driver &driver, void *function, const Launch &launch, const Call 
     complaint.say("%.40s is too large a number for %.60s", launch.arguments[i].c_str(), launch.entry.c_str());
     return false;
   }
+  Device device;
+  if (!current_device(driver, &device)) device.multiprocessors = 1;
   unsigned grid[3];
   for (int i = 0; i < 3; ++i) {
     int64_t count;
-    if (!size_of(launch.grid[i], call.sizes, &count) || count > INT32_MAX) count = 0;  // which the driver refuses
+    if (!size_of(launch.grid[i], Known(call.sizes, device.multiprocessors), &count) || count > INT32_MAX) count = 0;  // which the driver refuses
     grid[i] = unsigned(count);
   }
   const int result = driver.cuLaunchKernel(function, grid[0], grid[1], grid[2], unsigned(launch.threads), 1, 1,
@@ -146,12 +153,12 @@ void Complaint::say(const char *format, ...) const {
 
 const Kernel *kernel_for(const lamamba_sizes &sizes, int type, const Complaint &complaint) {
   const Driver *driver = the_driver();
-  int device, version;
+  Device device;
   if (!driver) {
     complaint.say("no CUDA driver (libcuda.so.1) on this machine");
     return nullptr;
   }
-  if (driver->cuCtxGetDevice(&device) || driver->cuDriverGetVersion(&version)) {
+  if (!current_device(*driver, &device)) {
     complaint.say("no current CUDA device");
     return nullptr;
   }
@@ -161,11 +168,10 @@ const Kernel *kernel_for(const lamamba_sizes &sizes, int type, const Complaint &
                   (long long)sizes.height, (long long)sizes.width, (long long)sizes.channels, (long long)sizes.rank);
     return nullptr;
   }
-  const int capability = capability_of(*driver, device);
-  const Kernel *kernel = choose_kernel(sizes, type, capability, version);
+  const Kernel *kernel = choose_kernel(sizes, type, device);
   if (!kernel)
-    complaint.say("no kernel for compute capability %d.%d, driver %d, type %d, R %lld, N %lld", capability / 10,
-                  capability % 10, version, type, (long long)sizes.rank, (long long)sizes.state);
+    complaint.say("no kernel for compute capability %d.%d, driver %d, type %d, R %lld, N %lld", device.capability / 10,
+                  device.capability % 10, device.driver_version, type, (long long)sizes.rank, (long long)sizes.state);
   return kernel;
 }
 

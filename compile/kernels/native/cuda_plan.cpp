@@ -7,7 +7,8 @@ namespace {
 
 constexpr int64_t MOST = int64_t(1) << 50;  // bytes or programs; more than any device has
 
-const char *letter(const char *text, const lamamba_sizes &sizes, int64_t *value) {
+const char *letter(const char *text, const Known &known, int64_t *value) {
+  const lamamba_sizes &sizes = known.call;
   switch (*text) {
     case 'B': *value = sizes.batch; break;
     case 'H': *value = sizes.height; break;
@@ -16,9 +17,10 @@ const char *letter(const char *text, const lamamba_sizes &sizes, int64_t *value)
     case 'D': *value = sizes.channels; break;
     case 'R': *value = sizes.rank; break;
     case 'N': *value = sizes.state; break;
+    case 'M': *value = known.multiprocessors; break;
     default: return nullptr;
   }
-  return text + 1;
+  return *text == 'M' && known.multiprocessors < 1 ? nullptr : text + 1;
 }
 
 const char *number(const char *text, int64_t *value) {
@@ -28,7 +30,7 @@ const char *number(const char *text, int64_t *value) {
   return end;
 }
 
-const char *factor(const char *text, const lamamba_sizes &sizes, int64_t *value) {
+const char *factor(const char *text, const Known &sizes, int64_t *value) {
   const char *end = letter(text, sizes, value);
   if (!end) end = number(text, value);
   if (!end || *end != '/') return end;
@@ -40,7 +42,7 @@ const char *factor(const char *text, const lamamba_sizes &sizes, int64_t *value)
 }
 
 // A product at the start of the text: where it ends, or null.
-const char *product(const char *text, const lamamba_sizes &sizes, int64_t *value) {
+const char *product(const char *text, const Known &sizes, int64_t *value) {
   for (*value = 1;; ++text) {
     int64_t next;
     text = factor(text, sizes, &next);
@@ -49,7 +51,7 @@ const char *product(const char *text, const lamamba_sizes &sizes, int64_t *value
   }
 }
 
-bool condition_holds(const char *text, const lamamba_sizes &sizes, bool *holds) {
+bool condition_holds(const char *text, const Known &sizes, bool *holds) {
   int64_t left, right;
   const char *sign = product(text, sizes, &left);
   if (!sign || !*sign) return false;
@@ -65,12 +67,12 @@ bool condition_holds(const char *text, const lamamba_sizes &sizes, bool *holds) 
 
 }  // namespace
 
-bool size_of(const std::string &text, const lamamba_sizes &sizes, int64_t *size) {
+bool size_of(const std::string &text, const Known &sizes, int64_t *size) {
   const char *end = product(text.c_str(), sizes, size);
   return end && !*end;
 }
 
-bool hold(const std::string &when, const lamamba_sizes &sizes, bool *all) {
+bool hold(const std::string &when, const Known &sizes, bool *all) {
   *all = true;
   for (const std::string &condition : words(when)) {
     bool holds;
@@ -90,7 +92,7 @@ std::vector<std::string> words(const std::string &text) {
   return found;
 }
 
-bool lay_out(const std::string &scratch, const lamamba_sizes &sizes, std::vector<Piece> *pieces, int64_t *bytes) {
+bool lay_out(const std::string &scratch, const Known &sizes, std::vector<Piece> *pieces, int64_t *bytes) {
   *bytes = 0;
   for (const std::string &word : words(scratch)) {
     const size_t equals = word.find('=');

@@ -8,11 +8,19 @@
 
 namespace lamamba::cuda {
 
+// What sizes are written with: those of a call, and the multiprocessors of a device where it is known.
+struct Known {
+  lamamba_sizes call;
+  int64_t multiprocessors;
+
+  Known(const lamamba_sizes &call, int64_t multiprocessors = 0) : call(call), multiprocessors(multiprocessors) {}
+};
+
 // The number that a size written as in cuda_kernels.h has in a call; false if it is not written so, or too large.
-bool size_of(const std::string &text, const lamamba_sizes &sizes, int64_t *size);
+bool size_of(const std::string &text, const Known &sizes, int64_t *size);
 
 // Whether conditions written as in cuda_kernels.h all hold in a call; false if they are not written so.
-bool hold(const std::string &when, const lamamba_sizes &sizes, bool *all);
+bool hold(const std::string &when, const Known &sizes, bool *all);
 
 std::vector<std::string> words(const std::string &text);
 
@@ -23,6 +31,6 @@ struct Piece {
 };
 
 // Lays out scratch written as in cuda_kernels.h; false if it is not written so.
-bool lay_out(const std::string &scratch, const lamamba_sizes &sizes, std::vector<Piece> *pieces, int64_t *bytes);
+bool lay_out(const std::string &scratch, const Known &sizes, std::vector<Piece> *pieces, int64_t *bytes);
 
 }  // namespace lamamba::cuda

@@ -52,6 +52,11 @@ bool is_size(const std::string &text) {
   return size_of(text, ONES, &value);
 }
 
+bool is_grid_size(const std::string &text) {
+  int64_t value;
+  return size_of(text, Known(ONES, 1), &value);
+}
+
 bool is_argument(const std::string &name, const std::vector<Piece> &scratch) {
   return name == "null" || tensor_at(name) >= 0 || piece_of(scratch, name) || is_size(name);
 }
@@ -81,7 +86,7 @@ bool read_launch(const lamamba_launch &given, const std::vector<Piece> &scratch,
   const std::vector<std::string> grid = words(given.grid);
   if (grid.size() != 3 || launch->arguments.size() > MOST_ARGUMENTS) return false;
   for (size_t i = 0; i < 3; ++i) {
-    if (!is_size(grid[i])) return false;
+    if (!is_grid_size(grid[i])) return false;
     launch->grid[i] = grid[i];
   }
   for (const std::string &name : launch->arguments)
@@ -115,9 +120,12 @@ bool read_kernel(const lamamba_kernel &given, Kernel *kernel) {
   return true;
 }
 
-bool runs_on(const Kernel &kernel, int capability, int driver_version) {
-  const bool device = kernel.here_only ? kernel.capability == capability : kernel.capability <= capability;
-  return device && kernel.driver_version <= driver_version;
+bool runs_on(const Kernel &kernel, const Device &device) {
+  for (const Launch &launch : kernel.launches)
+    if (launch.shared_bytes > device.shared_bytes) return false;
+  const int made_for = kernel.capability;
+  const bool runs = kernel.here_only ? made_for == device.capability : made_for <= device.capability;
+  return runs && kernel.driver_version <= device.driver_version;
 }
 
 bool is_for(const Kernel &kernel, int type, int64_t rank, int64_t state) {
@@ -125,10 +133,10 @@ bool is_for(const Kernel &kernel, int type, int64_t rank, int64_t state) {
 }
 
 // Whether a device has an unconditional kernel.
-bool device_covers(int capability, int driver_version, int type, int64_t rank, int64_t state) {
+bool device_covers(const Device &device, int type, int64_t rank, int64_t state) {
   const Lock lock;
   for (const Kernel &kernel : kernels())
-    if (is_for(kernel, type, rank, state) && kernel.when.empty() && runs_on(kernel, capability, driver_version))
+    if (is_for(kernel, type, rank, state) && kernel.when.empty() && runs_on(kernel, device))
       return true;
   return false;
 }
@@ -150,13 +158,13 @@ const Piece *piece_of(const std::vector<Piece> &pieces, const std::string &name)
   return nullptr;
 }
 
-const Kernel *choose_kernel(const lamamba_sizes &sizes, int type, int capability, int driver_version) {
+const Kernel *choose_kernel(const lamamba_sizes &sizes, int type, const Device &device) {
   const Kernel *best = nullptr;
   bool all;
   const Lock lock;
   for (const Kernel &kernel : kernels()) {
     const bool better = !best || kernel.capability > best->capability;
-    if (better && is_for(kernel, type, sizes.rank, sizes.state) && runs_on(kernel, capability, driver_version) &&
+    if (better && is_for(kernel, type, sizes.rank, sizes.state) && runs_on(kernel, device) &&
         hold(kernel.when, sizes, &all) && all)
       best = &kernel;
   }
@@ -165,13 +173,13 @@ const Kernel *choose_kernel(const lamamba_sizes &sizes, int type, int capability
 
 bool covers(int type, int64_t rank, int64_t state) {
   const Driver *driver = the_driver();
-  int devices, version;
-  if (!driver || driver->cuDriverGetVersion(&version)) return false;
-  if (driver->cuDeviceGetCount(&devices) || devices < 1) return false;
+  int devices;
+  if (!driver || driver->cuDeviceGetCount(&devices) || devices < 1) return false;
   for (int i = 0; i < devices; ++i) {
-    int device;
-    if (driver->cuDeviceGet(&device, i)) return false;
-    if (!device_covers(capability_of(*driver, device), version, type, rank, state)) return false;
+    int ordinal;
+    Device device;
+    if (driver->cuDeviceGet(&ordinal, i) || !describe(*driver, ordinal, &device)) return false;
+    if (!device_covers(device, type, rank, state)) return false;
   }
   return true;
 }

@@ -32,7 +32,7 @@ int tensor_at(const std::string &name);
 const Piece *piece_of(const std::vector<Piece> &pieces, const std::string &name);
 
 // The kernel that a device takes for a call, or null. Kernels stay where they are for good.
-const Kernel *choose_kernel(const lamamba_sizes &sizes, int type, int capability, int driver_version);
+const Kernel *choose_kernel(const lamamba_sizes &sizes, int type, const Device &device);
 
 // Whether every device of this machine has a kernel for this type, R and N, whatever the other sizes.
 bool covers(int type, int64_t rank, int64_t state);
