@@ -1,8 +1,9 @@
 """The cross scan and window attention kernels on a CUDA device: correctness first, then time over the floor.
 
-Of the scan, Triton's kernels in several tiles, and `teams`: the kernel in CUDA C++ where it takes the call.
+Of the scan: `triton`, Triton's kernel as planned; `teams`, the kernel in CUDA C++, where it takes the call; and
+Triton's in so many tiles of TILES.
 
-    python -m benchmarks.gpu_scan [--json FILE] [--parts scan attention] [--seconds 140]
+    python -m benchmarks.gpu_scan [--json FILE] [--parts scan attention] [--tiles 5] [--seconds 140]
 
 The floor of a scan is the largest of: x and proj read and y written once at 3.0 TB/s; three transcendentals for each
 element and path at 16 a clock on 132 multiprocessors at 1.75 GHz; the dt projection at 800 TFLOP/s. Times are medians
@@ -38,7 +39,7 @@ SHAPES = {  # side, D, R of the stages of XL at 256 and 512 pixels
     "512 stage 1": (32, 1280, 40),
     "512 stage 2": (16, 2560, 80),
 }
-TILES = {  # by side: kernel, S, J, U, C; the first is what fp16 is measured with too
+TILES = {  # by side: kernel, S, J, U, C
     64: ["banded 64 16 4 16", "banded 32 16 4 16", "banded 128 8 4 16", "banded 32 32 4 8"],
     32: ["resident 64 16 4 16", "resident 64 16 2 16", "resident 128 8 4 16", "resident 32 32 4 8",
          "banded 32 16 4 16"],
@@ -113,11 +114,15 @@ def compile_all(tasks: list[Task]) -> None:
     print(f"compiled {len(different)} kernels after {seconds_since_start():.0f} s", flush=True)
 
 
-def all_tasks() -> list[Task]:
+def all_tasks(tiles: int) -> list[Task]:
     tasks: list[Task] = []
     for side, channels, rank in SHAPES.values():
-        tasks += [(plan_of(tile, 2, side, channels, rank), channels, rank, "bf16") for tile in TILES[side]]
-        tasks.append((plan_of(TILES[side][0], 2, side, channels, rank), channels, rank, "fp16"))
+        tasks += [(plan_of(tile, 2, side, channels, rank), channels, rank, "bf16") for tile in TILES[side][:tiles]]
+        tasks += [
+            (cuda.plan(batch, side, side, channels, rank, 2), channels, rank, dtype)
+            for batch in BATCHES
+            for dtype in ("bf16", "fp16")
+        ]
     for sizes in SMALL:
         tasks += [(cuda.plan(*sizes, DTYPES[dtype].itemsize), *sizes[3:], dtype) for dtype in DTYPES]
     return tasks
@@ -196,6 +201,8 @@ def measure(name: str, dtype: str, tiles: list[str], with_training: bool) -> lis
         count = sets_for(bounds["bytes"] * BYTES_PER_SECOND)
         sets = [inputs(batch, side, side, channels, rank, dtype, seed) for seed in range(count)]
         ways = {tile: [launcher(plan_of(tile, batch, side, channels, rank), t) for t in sets] for tile in good}
+        how = cuda.plan(batch, side, side, channels, rank, sets[0][0].element_size())
+        ways["triton"] = [lambda t=t, how=how: cuda.run(how, *t) for t in sets]  # type: ignore[misc]
         if teams.suits(sets[0][0], rank, 1):
             ways["teams"] = [lambda t=t: teams.forward(*t) for t in sets]  # type: ignore[misc]
         if with_training and batch == 16:
@@ -219,8 +226,8 @@ def measure(name: str, dtype: str, tiles: list[str], with_training: bool) -> lis
     return rows
 
 
-def scan_rows(limit: float) -> list[dict[str, Any]]:
-    compile_all(all_tasks())
+def scan_rows(limit: float, tiles: int) -> list[dict[str, Any]]:
+    compile_all(all_tasks(tiles))
     check_small()
     check_teams()
     rows: list[dict[str, Any]] = []
@@ -228,8 +235,8 @@ def scan_rows(limit: float) -> list[dict[str, Any]]:
         if seconds_since_start() > limit:
             print("no time left", flush=True)
             break
-        rows += measure(name, "bf16", TILES[side], with_training=name.startswith("256"))
-        rows += measure(name, "fp16", TILES[side][:1], with_training=False)
+        rows += measure(name, "bf16", TILES[side][:tiles], with_training=tiles > 0 and name.startswith("256"))
+        rows += measure(name, "fp16", [], with_training=False)
     return rows
 
 
@@ -237,12 +244,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write one line a measurement here")
     parser.add_argument("--parts", nargs="+", default=["scan", "attention"])
+    parser.add_argument("--tiles", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=140, help="begin nothing after so long")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         if "scan" in options.parts:
-            rows += scan_rows(options.seconds * (0.75 if "attention" in options.parts else 1))
+            rows += scan_rows(options.seconds * (0.75 if "attention" in options.parts else 1), options.tiles)
         if "attention" in options.parts:
             rows += gpu_attention.rows("bf16", BATCHES, options.seconds)
     properties = torch.cuda.get_device_properties(0)
