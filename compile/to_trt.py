@@ -34,23 +34,14 @@ OPERATORS = frozenset(
     [
         *("Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape"),
         *("Conv", "Cos", "Div", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor"),
-        *(
-            "Gather",
-            "Gemm",
-            "Greater",
-            "GreaterOrEqual",
-            "Identity",
-            "LayerNormalization",
-            "Less",
-            "LessOrEqual",
-            "Log",
-        ),
-        *("MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow"),
+        *("Gather", "Gemm", "Greater", "GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual"),
+        *("Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow"),
         *("Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape"),
         *("Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub"),
         *("Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where"),
     ]
 )
+UNREAD = {"Shape": ("start", "end")}  # attributes that its parser takes no notice of, so that it reads another graph
 WITHOUT_BFLOAT16 = ("Conv",)  # at opset 17
 
 
@@ -117,10 +108,22 @@ def _emit_standard(emit: Emitter, node: onnx.NodeProto, shapes: Shapes, constant
             new = helper.make_node("Gather", inputs, list(node.output), name=node.name, axis=0)
     elif node.op_type == "Reshape" and "allowzero" in attributes and not attributes["allowzero"].i:
         new.attribute.remove(attributes["allowzero"])
+    elif node.op_type == "Shape" and attributes:
+        _emit_sizes(emit, node, shapes)
+        return
     elif node.op_type == "Slice" and not set(node.input[1:3]) <= set(constants):
         _emit_half(emit, node, shapes, constants)
         return
     emit.nodes.append(new)
+
+
+def _emit_sizes(emit: Emitter, node: onnx.NodeProto, shapes: Shapes) -> None:
+    """Some sizes of a value, of all of them: the parser of TensorRT 8.6 ignores `start` and `end` of a Shape."""
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    rank = len(shapes[node.input[0]][1])
+    axes = range(*slice(numbers.get("start", 0), numbers.get("end", rank)).indices(rank))
+    emit("Gather", emit("Shape", node.input[0]), emit.constant(axes), axis=0)
+    emit.nodes[-1].output[0] = node.output[0]
 
 
 def _emit_half(emit: Emitter, node: onnx.NodeProto, shapes: Shapes, constants: Mapping[str, TensorProto]) -> None:
@@ -198,13 +201,18 @@ def clamped(tensor: TensorProto) -> TensorProto:
 
 
 def check_operators(model: onnx.ModelProto, form: str) -> None:
-    """Raise InputError for the first node that TensorRT 8.6's parser does not read, or for local functions."""
+    """Raise InputError for the first node that TensorRT 8.6's parser does not read or misreads, or for functions."""
     if model.functions:
         raise InputError(f"TensorRT reads no functions, the graph has {len(model.functions)}")
     for node in model.graph.node:
         plugin = form == "plugin" and (node.domain, node.op_type) == (DOMAIN, NAME)
         if not plugin and (node.domain or node.op_type not in OPERATORS):
             raise InputError(f"the node {node.name} is a {node.op_type}, which TensorRT 8.6's parser does not read")
+        if unread := [attribute.name for attribute in node.attribute if attribute.name in UNREAD.get(node.op_type, ())]:
+            raise InputError(
+                f"the node {node.name} is a {node.op_type} with {' and '.join(unread)}, which TensorRT 8.6's parser "
+                f"ignores; expected one without, take what is wanted of its result by a Gather"
+            )
 
 
 def inferred(model: onnx.ModelProto, form: str) -> onnx.ModelProto:

@@ -154,6 +154,8 @@ def test_graphs_are_what_the_oldest_parser_reads(bundle: Bundle, checkpoint: Che
         assert set(counts) - OPERATORS == ({"CrossScan"} if form == "plugin" else set())
         assert counts.get("CrossScan", 0) == (scans if form == "plugin" else 0)
         assert not {"Loop", "Scan", "If", "GatherND", "TopK", "ScatterElements"} & set(counts)
+        assert counts["Shape"]  # of which that parser gives all sizes, whatever its attributes say
+        assert not [node.name for node in model.graph.node if node.op_type == "Shape" and node.attribute]
         names = [node.name for node in model.graph.node]
         assert len(set(names)) == len(names)
 
@@ -229,6 +231,9 @@ def test_what_no_parser_reads_is_refused() -> None:
     model.functions.append(helper.make_function("d", "f", ["a"], ["a"], [], [helper.make_opsetid("", 17)]))
     with pytest.raises(InputError, match="TensorRT reads no functions, the graph has 1"):
         check_operators(model, "portable")
+    some = helper.make_graph([helper.make_node("Shape", ["a"], ["b"], name="n", start=0, end=1)], "g", [], [])
+    with pytest.raises(InputError, match=r"the node n is a Shape with .*, which .* ignores; expected one without, take"):
+        check_operators(helper.make_model(some), "portable")
     far = numpy_helper.from_array(np.array([0, np.iinfo(np.int64).max]), "end")
     assert numpy_helper.to_array(clamped(far)).tolist() == [0, INT32_MAX]
     with pytest.raises(InputError, match="the constant wide holds numbers beyond 32 bits"):
