@@ -1,5 +1,6 @@
 #include "machine.h"
 
+#include <signal.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -18,10 +19,10 @@ Index threadIdx, blockIdx, gridDim;
 namespace host {
 namespace {
 
-constexpr int BARRIERS = 16, MOST_WARPS = 32;
-constexpr size_t STACK = 128 << 10, GRANULE = 4;  // bytes; a race is seen in words of GRANULE bytes
+constexpr int BARRIERS = 16, MOST_WARPS = 12;
+constexpr size_t STACK = 128 << 10, GRANULE = 8;  // bytes; GRANULE: of shared memory, the least that is accessed
 
-using Clock = std::array<uint32_t, MOST_WARPS>;  // how far this warp has seen each other one
+using Clock = std::array<uint32_t, MOST_WARPS>;  // of each warp, how many barriers it came to, as far as this one knows
 
 struct Fibre {
   ucontext_t context;
@@ -40,8 +41,7 @@ struct Warp {
 
 struct Barrier {
   int come = 0, expected = 0;
-  std::vector<int> warps;
-  std::vector<int> waiting;
+  std::vector<int> warps, waiting;
   Clock seen{};
 };
 
@@ -50,7 +50,7 @@ struct Access {
   uint32_t time = 0;  // 0: none
 };
 
-struct Word {
+struct Word {  // of shared memory: the last write of it, and each warp's last read
   int writer = 0;
   uint32_t written = 0;
   std::array<Access, MOST_WARPS> reads{};
@@ -86,30 +86,26 @@ void yield(uint32_t at) {
   swapcontext(&fibre().context, &block->scheduler);
 }
 
-bool ordered(int thread, uint32_t time) {  // what a thread did then, before what this one does now
-  const int its_warp = thread / LANES;
+// Whether what lanes of a warp did at a time of its clock comes before what this thread does now. lane: -1 for several.
+bool before(int its_warp, int its_lane, uint32_t time) {
   const Warp &mine = block->warps[warp()];
-  if (thread == int(threadIdx.x)) return true;
-  return its_warp == warp() ? time < mine.last_wait : time <= mine.seen[its_warp];
+  if (its_warp != warp()) return time <= mine.seen[its_warp];
+  return its_lane == lane() || time < mine.last_wait;
 }
 
 void touch_word(size_t index, bool write) {
   Word &word = block->shadow[index];
   const uint32_t now = block->warps[warp()].seen[warp()];
-  if (word.written && !ordered(word.writer, word.written)) fail("a race with a write of shared memory, byte", index * GRANULE);
+  if (word.written && !before(word.writer / LANES, word.writer % LANES, word.written))
+    fail("a race with a write of shared memory, byte", index * GRANULE);
   if (!write) {
     Access &read = word.reads[warp()];
-    read.lane = read.time == now && read.lane != lane() ? -1 : lane();
-    read.time = now;
+    read = {read.time == now && read.lane != lane() ? -1 : lane(), now};
     return;
   }
-  for (size_t w = 0; w < block->warps.size(); ++w) {
-    const Access &read = word.reads[w];
-    const int thread = read.lane < 0 ? -1 : int(w) * LANES + read.lane;
-    const bool fine = thread >= 0 ? ordered(thread, read.time) : int(w) == warp() ? read.time < block->warps[w].last_wait
-                                                                                  : ordered(int(w) * LANES, read.time);
-    if (read.time && !fine) fail("a race with a read of shared memory, byte", index * GRANULE);
-  }
+  for (size_t w = 0; w < block->warps.size(); ++w)
+    if (word.reads[w].time && !before(int(w), word.reads[w].lane, word.reads[w].time))
+      fail("a race with a read of shared memory, byte", index * GRANULE);
   word.writer = int(threadIdx.x);
   word.written = now;
 }
@@ -205,6 +201,25 @@ void run_block(std::mt19937 &random) {
       throw std::runtime_error("barrier " + std::to_string(i) + " is left with warps that came to it");
 }
 
+// What the compiler's checks of undefined behaviour end in, and what memory does.
+void on_signal(int which) { fail("undefined behaviour: an index, a shift, an overflow or an address; signal", which); }
+
+class Signals {
+ public:
+  Signals() {
+    struct sigaction action {};
+    action.sa_handler = on_signal;
+    for (int i = 0; i < COUNT; ++i) sigaction(WHICH[i], &action, &before_[i]);
+  }
+  ~Signals() {
+    for (int i = 0; i < COUNT; ++i) sigaction(WHICH[i], &before_[i], nullptr);
+  }
+
+ private:
+  static constexpr int COUNT = 4, WHICH[COUNT] = {SIGILL, SIGTRAP, SIGSEGV, SIGBUS};
+  struct sigaction before_[COUNT];
+};
+
 }  // namespace
 
 int lane() { return int(threadIdx.x) % LANES; }
@@ -236,11 +251,12 @@ void touch(const void *address, size_t bytes, bool write) {
   check_alignment(address, bytes);
   const ptrdiff_t offset = at - block->shared;
   if (offset >= 0 && offset + bytes <= block->shared_bytes) {
-    for (size_t i = 0; i < bytes / GRANULE; ++i) touch_word(offset / GRANULE + i, write);
+    for (size_t i = offset / GRANULE; i <= (offset + bytes - 1) / GRANULE; ++i) touch_word(i, write);
     return;
   }
   const Region *const region = region_of(address, bytes);
-  if (!region || (write && !region->written)) fail(write ? "a write outside of memory, bytes" : "a read outside of memory, bytes", bytes);
+  if (region && (region->written || !write)) return;
+  fail(write ? "a write outside of memory, bytes" : "a read outside of memory, bytes", bytes);
 }
 
 void touch_constant(const void *address, size_t bytes) {
@@ -251,6 +267,7 @@ void touch_constant(const void *address, size_t bytes) {
 
 void run(Kernel kernel, const void *arguments, int blocks, int threads, size_t shared_bytes, const Region *regions,
          int count, uint32_t seed) {
+  if (threads <= 0 || threads % LANES || threads > MOST_WARPS * LANES) throw std::runtime_error("threads of a block");
   Block state;
   std::unique_ptr<std::max_align_t[]> memory(new std::max_align_t[shared_bytes / sizeof(std::max_align_t) + 2]);
   state.fibres = std::vector<Fibre>(threads);
@@ -260,6 +277,7 @@ void run(Kernel kernel, const void *arguments, int blocks, int threads, size_t s
   state.kernel = kernel;
   state.arguments = arguments;
   block = &state;
+  const Signals signals;
   std::mt19937 random(seed);
   gridDim = {unsigned(blocks), 1, 1};
   for (int i = 0; i < blocks; ++i) {

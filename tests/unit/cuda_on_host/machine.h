@@ -1,7 +1,7 @@
-// A block of CUDA's threads, one after another on a thread of the host: a fibre each, switched where a warp or a barrier
-// has to wait for others. Warps take turns in an order drawn from a seed. What hardware would forgive, or hang at, is
-// reported: lanes of a warp that do different things, a deadlock, an address outside of memory or not aligned, threads
-// that read and write the same place with no barrier between.
+// Blocks of CUDA's threads on one thread of the host: a fibre each, switched where a warp or barrier waits for others.
+// Warps take turns in an order drawn from a seed. What hardware would forgive, or hang at, is reported: lanes of a warp
+// that do different things, a deadlock, an address outside of memory or not aligned, threads that read and write the
+// same shared memory with no barrier between.
 #pragma once
 
 #include <cstddef>

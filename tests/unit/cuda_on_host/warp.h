@@ -140,8 +140,16 @@ struct fp16 {
     const int exponent = std::ilogb(size);
     return sign | (Word(exponent + 14) << 10) + Word(std::nearbyint(std::ldexp(size, 10 - exponent)));
   }
-  static float low(Word v) { return value(v & 0xffff); }
-  static float high(Word v) { return value(v >> 16); }
+  static const float *values() {  // of every half
+    static float all[1 << 16];
+    static const bool known = [] {
+      for (Word v = 0; v < 1 << 16; ++v) all[v] = value(v);
+      return true;
+    }();
+    return known ? all : nullptr;
+  }
+  static float low(Word v) { return values()[v & 0xffff]; }
+  static float high(Word v) { return values()[v >> 16]; }
   static Word pack(float low, float high) { return rounded(low) | rounded(high) << 16; }
   static void product(float (&c)[4], const Word (&a)[4], Word b0, Word b1, bool add) {
     product_of_halves<fp16>(c, a, b0, b1, add);
