@@ -4,7 +4,7 @@ B batch, H W grid, D inner channels, K = 4 paths, N state, R dt rank; C width, T
 
 | operator | CPU | CUDA |
 |---|---|---|
-| `lamamba::cross_scan` | native library, else the reference loop | Triton |
+| `lamamba::cross_scan` | native library, else the reference loop | CUDA C++ where it takes the call, else Triton |
 | `lamamba::window_attention` | native library, else SDPA | Triton; gradients through matrix products |
 """
 
