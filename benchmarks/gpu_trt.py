@@ -6,8 +6,8 @@
 The first makes trt and ort bundles of seeded random weights; where there is a GPU they can be made there. `small` is
 one block a stage, for a first try. The second builds engines into a cache of its own, compares them with the bundles'
 golden vectors, finds them again, exchanges weights where the version can, and times guided steps in turn with
-torch.compile and ONNX Runtime, where those are installed. Prints a line a proof, a table, and one line of JSON. The
-second has not run: no machine with TensorRT and a GPU was at hand.
+torch.compile and ONNX Runtime, where those are installed. Prints a line a proof, a table, and one line of JSON. Of
+the second, `--sizes small` has run, with TensorRT 8.6.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def library(which: Variant, source: Path) -> ctypes.CDLL:
     defines = [f"-D{name}={value}" for name, value in macros.items()]
     files = [*CHECKS, str(HERE / "cross_scan.cpp"), _machine()]
     number = len(list(Path(_folder().name).iterdir()))  # a name for each: what is loaded is known by its name
-    return ctypes.CDLL(compiled(f"scan{number}.so", "-shared", f"-I{KERNELS}", *defines, *files))
+    return ctypes.CDLL(compiled(f"scan{number}.so", "-shared", *defines, *files))
 
 
 def run(
@@ -139,14 +139,14 @@ def error(y: Tensor, wanted: Tensor) -> float:
 
 
 def mutated(folder: Path, *changes: tuple[str, str]) -> Path:
-    """The source with every first string of `changes` replaced by its second."""
-    text = SOURCE.read_text()
+    """The source, of a copy of its folder in which every first string of `changes` is replaced by its second."""
+    copy = Path(shutil.copytree(KERNELS, folder / "cuda"))
     for old, new in changes:
-        assert old in text, f"{SOURCE.name} no longer holds {old!r}"
-        text = text.replace(old, new)
-    path = folder / "mutated.cu"
-    path.write_text(text)
-    return path
+        files = [path for path in copy.iterdir() if old in path.read_text()]
+        assert files, f"{KERNELS.name} no longer holds {old!r}"
+        for path in files:
+            path.write_text(path.read_text().replace(old, new))
+    return copy / SOURCE.name
 
 
 def conversions(which: Variant) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
