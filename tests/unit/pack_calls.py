@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from lamamba import native
 from lamamba.compile import aot, aot_cuda, aot_plan
 from lamamba.compile.kernels import cross_scan_cuda, cross_scan_teams
 from lamamba.config import PRESETS
@@ -177,7 +179,6 @@ def scan(**changed: Any) -> dict[str, Any]:
 
 
 def onnxruntime_gets_the_library_where_the_pack_covers_the_bundle() -> None:
-    from lamamba import native
 
     def chosen(*ops: dict[str, Any], provider: str = ort_native.CUDA, choice: str = "auto") -> bool:
         return ort_native.choose_library(ops, provider, choice) == native.PATH
@@ -201,11 +202,53 @@ def onnxruntime_gets_the_library_where_the_pack_covers_the_bundle() -> None:
         ort_native.choose_library([scan(d_state=2)], ort_native.CUDA, "on")
 
 
+def python_launches_through_the_library() -> None:
+    """As `cross_scan_teams.forward` does, on devices whose shared memory holds the map's sums, and on others."""
+    cuda.add_kernels()
+    sizes = native.Sizes(3, 32, 32, 48, 20, 1)
+    for capability, scratch in ((90, 0), (80, 4 * 3 * 32 * 32 * 48)):
+        device(capability)
+        calls.put("argument_count", 12)
+        calls.put("launches", 0)
+        assert cuda.scratch_bytes(sizes, "bf16") == scratch
+        cuda.launch(sizes, "bf16", TENSORS, SCRATCH if scratch else 0, STREAM)
+        (one,) = calls.calls()
+        assert loaded_name().startswith("resident_" if scratch else "teams_sm80_bf16_k32")
+        assert (list(one.values)[:6], one.stream) == (TENSORS[:6], STREAM)
+    with pytest.raises(RuntimeError, match="cross scan: scratch memory is missing"):
+        cuda.launch(sizes, "bf16", TENSORS, 0, STREAM)
+    calls.put("fail_launch", 1)
+    with pytest.raises(RuntimeError, match="cross scan: CUDA_ERROR_INVALID_VALUE when launching"):
+        cuda.launch(sizes, "bf16", TENSORS, SCRATCH, STREAM)
+    calls.put("fail_launch", 0)
+    calls.device(70)
+    assert cuda.scratch_bytes(sizes, "bf16") == 0
+    with pytest.raises(RuntimeError, match=r"no kernel for compute capability 7\.0"):
+        cuda.launch(sizes, "bf16", TENSORS, 0, STREAM)
+
+
+def teams_take_what_their_kernels_were_made_for() -> None:
+    x = torch.empty(2, 16, 16, 32, dtype=torch.float16)
+    assert cross_scan_teams.suits(x, 20, 1)
+    assert not cross_scan_teams.suits(x, 20, 2)
+    assert not cross_scan_teams.suits(x.float(), 20, 1)
+    assert not cross_scan_teams.suits(x[..., :24], 20, 1)
+    assert not cross_scan_teams.suits(x[:, :8], 20, 1)
+    assert cross_scan_teams.suits(x[:, :8, :8], 20, 1)
+    packed = {rank for _, facts in aot_cuda.listed() for rank in range(facts["rank_least"], facts["rank_most"] + 1, 2)}
+    for rank in range(1, 140):
+        assert cross_scan_teams.suits(x, rank, 1) == (rank in packed), rank
+        if rank in packed:
+            columns, width = cross_scan_teams.columns(rank) or 0, rank + 2
+            ends = [path * width % 8 + width for path in range(4)]
+            assert max(ends) <= columns, "a path's columns, from a multiple of 8 on"
+            assert columns <= 48 or min(end - 2 for end in ends) >= columns - 32, "b among the last 32"
+
+
 def the_cpu_keeps_its_operators_beside_the_pack() -> None:
     """Sessions on the CPU in a process that also has the kernels for CUDA."""
     from onnx import TensorProto, helper
 
-    from lamamba import native
     from lamamba.runtimes.ort import run_model
 
     cuda.add_kernels()
@@ -235,6 +278,8 @@ CASES: dict[str, Callable[[], None]] = {
         the_library_picks_what_the_plan_says,
         every_required_device_is_covered,
         onnxruntime_gets_the_library_where_the_pack_covers_the_bundle,
+        python_launches_through_the_library,
+        teams_take_what_their_kernels_were_made_for,
         the_cpu_keeps_its_operators_beside_the_pack,
     )
 }

@@ -65,7 +65,7 @@ def test_pack_of_cuda_sources_is_made_from_them(tmp_path: Path, monkeypatch: pyt
     assert {kernel["ptx"] for kernel in kernels} == {path.name for path in aot_cuda.FOLDER.iterdir()} - {cuda.INDEX}
     assert [{**kernel, "ptx": ""} for kernel in kernels] == [{**facts, "ptx": ""} for _, facts in aot_cuda.listed()]
     shutil.copytree(aot_cuda.SOURCES, tmp_path / "cuda")
-    source = tmp_path / "cuda" / "cross_scan.cu"
+    source = tmp_path / "cuda" / "map.cuh"
     monkeypatch.setattr(aot_cuda, "SOURCES", tmp_path / "cuda")
     source.write_text("// only a comment\n" + source.read_text())
     assert aot_cuda.outdated() == ""
