@@ -1,6 +1,6 @@
-"""The pack of kernels for CUDA through `ptxas`: each file for every required device that takes it. No GPU.
+"""The packs of kernels for CUDA through `ptxas`: each file for every required device that takes it. No GPU.
 
-python -m lamamba.compile.aot_assemble [--folder lamamba/native/ptx] [--jobs 2]
+python -m lamamba.compile.aot_assemble [--folders lamamba/native/ptx_cuda lamamba/native/ptx] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from lamamba.compile.aot import FOLDER, PACKED, REQUIRED
+from lamamba import native
+from lamamba.compile.aot import PACKED, REQUIRED
+from lamamba.native.cuda import FOLDERS
 
 
 def ptxas_targets(ptxas: str) -> set[int]:
@@ -38,15 +41,24 @@ def assemble(ptxas: str, file: Path, capability: int) -> str:
     return f"{registers and registers[1]} registers, {spilled and spilled[1]} bytes spilled"
 
 
-def assemble_all(folder: Path, jobs: int) -> None:
-    """Every file of the pack for each required capability whose devices take it."""
+def tasks_for(folders: Sequence[Path], targets: set[int]) -> list[tuple[Path, int]]:
+    """Every file of the packs with each of the required capabilities among targets whose devices take it."""
+    tasks = []
+    for target in sorted(set(REQUIRED) & targets):
+        packed = max(capability for capability in PACKED if capability <= target)
+        tasks += [(path, target) for folder in folders for path in sorted(folder.glob(f"*_sm{packed}_*.ptx.xz"))]
+    return tasks
+
+
+def assemble_all(folders: Sequence[Path], jobs: int) -> None:
+    """All of `tasks_for`, a line each. Raises SystemExit if there is no ptxas or nothing for it."""
     ptxas = shutil.which("ptxas")
     if ptxas is None:
         raise SystemExit("ptxas was not found: install the CUDA toolkit, or put it into PATH")
-    tasks = []
-    for target in sorted(set(REQUIRED) & ptxas_targets(ptxas)):
-        packed = max(capability for capability in PACKED if capability <= target)
-        tasks += [(path, target) for path in sorted(folder.glob(f"*_sm{packed}_*.ptx.xz"))]
+    tasks = tasks_for(folders, ptxas_targets(ptxas))
+    if not tasks:
+        raise SystemExit(f"no kernels (*.ptx.xz) for this ptxas in {', '.join(map(str, folders))}; make them first: "
+                         "python -m lamamba.compile.aot, python -m lamamba.compile.aot_cuda")  # fmt: skip
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         told = pool.map(lambda task: assemble(ptxas, *task), tasks)
         for (path, target), line in zip(tasks, told, strict=True):
@@ -58,10 +70,11 @@ def assemble_all(folder: Path, jobs: int) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    folders = [native.PATH.with_name(name) for name in FOLDERS]
+    parser.add_argument("--folders", type=Path, nargs="+", default=folders)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    assemble_all(options.folder, options.jobs)
+    assemble_all(options.folders, options.jobs)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from lamamba.compile.kernels import cross_scan_teams as teams
 FOLDER = native.PATH.with_name("ptx_cuda")
 COMMAND = "python -m lamamba.compile.aot_cuda"
 SOURCES = Path(teams.__file__).parent / "cuda"
-CAPABILITY = 80  # the first with products of bfloat16
+CAPABILITY = 10 * teams.LEAST[0] + teams.LEAST[1]
 ARGUMENTS = "x proj dt_weight dt_bias a d y B H W D R"
 MOST_RANK = max(teams.COLUMNS)
 
@@ -114,6 +114,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args()
+    if not SOURCES.is_dir():
+        raise SystemExit(f"there is no {SOURCES}: the sources are in a checkout, not in a wheel; run it there")
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("nvcc was not found: install the CUDA toolkit, or put it into PATH")

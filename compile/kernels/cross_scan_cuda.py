@@ -107,7 +107,8 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
     if max(math.prod(x.shape[1:]), math.prod(proj.shape[1:])) > MOST_ELEMENTS:
         raise ValueError(f"an image of {tuple(x.shape[1:])} with rank {dt_weight.shape[2]} has more than "
                          f"{MOST_ELEMENTS} elements: split its channels")  # fmt: skip
-    if x.is_cuda and cross_scan_teams.suits(x, dt_weight.shape[2], a.shape[-1]):
+    reaches = cross_scan_teams.reaches(x, proj, dt_weight, dt_bias, a, d)
+    if reaches and cross_scan_teams.suits(x, dt_weight.shape[2], a.shape[-1]):
         return cross_scan_teams.forward(x, proj, *cross_scan_triton.as_float32(dt_weight, dt_bias, a, d))
     batch, height, width, channels = x.shape
     how = plan(batch, height, width, channels, dt_weight.shape[2], x.element_size())

@@ -23,6 +23,8 @@ CHANNELS = 16  # of a team
 TEAMS = 3  # of a block
 THREADS = 128 * TEAMS
 SUM_BYTES = 4 * CHANNELS  # of a token and team
+ALIGNMENT = 16  # bytes, of what is read at once
+LEAST = (8, 0)  # compute capability: the first with products of bfloat16
 COLUMNS = {16: 0, 32: 0, 48: 0, 64: 32, 96: 64}  # of proj that a kernel reads, and the least R it takes
 
 
@@ -40,8 +42,14 @@ def suits(x: Tensor, rank: int, state: int) -> bool:
     return fits and x.dtype in TYPES and _at_hand()
 
 
+def reaches(x: Tensor, proj: Tensor, *parameters: Tensor) -> bool:
+    """Whether the kernel can read these: all on one device that it is compiled for, proj in the type of x."""
+    together = all(value.device == x.device for value in (proj, *parameters))
+    return together and proj.dtype == x.dtype and _runs_on(x.device)
+
+
 def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tensor, d: Tensor) -> Tensor:
-    """`lamamba.scan.cross_scan` for a call that `suits`; dt_weight is rounded to the type of x.
+    """`lamamba.scan.cross_scan` for a call that `suits` and `reaches`; dt_weight is rounded to the type of x.
 
     Args:
         x: (B, H, W, D), float16 or bfloat16; proj: (B, H, W, K*(R+2)) in the same type.
@@ -50,7 +58,7 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
     Raises:
         RuntimeError: the driver refuses the launch.
     """
-    inputs = [value.contiguous() for value in (x, proj, dt_weight, dt_bias, a, d)]
+    inputs = [aligned(value) for value in (x, proj, dt_weight, dt_bias, a, d)]
     y = torch.empty_like(inputs[0])
     if x.numel() > 0:
         sizes = native.Sizes(*x.shape, dt_weight.shape[2], 1)
@@ -61,6 +69,20 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
             stream = torch.cuda.current_stream(x.device).cuda_stream
             cuda.launch(sizes, TYPES[x.dtype], addresses, scratch.data_ptr(), stream)
     return y
+
+
+def aligned(value: Tensor) -> Tensor:
+    """The tensor, or a copy where it is not dense or, a piece of another one, does not begin where kernels read it."""
+    dense = value.contiguous()
+    return dense if dense.data_ptr() % ALIGNMENT == 0 else dense.clone()
+
+
+@functools.cache
+def _runs_on(device: torch.device) -> bool:
+    """torch calls AMD's devices cuda too."""
+    return (
+        device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= LEAST
+    )
 
 
 @functools.cache
