@@ -131,7 +131,8 @@ def scan_path(runtime: Runtime, choice: str = "auto") -> str:
         return f"the graph's own function of standard operators, because {reason or 'the session refused the library'}"
     if runtime.name == "torch":
         if getattr(runtime.engine, "device", None) is not None and runtime.engine.device.type != "cpu":  # type: ignore[attr-defined]
-            return "Triton kernels"
+            reason = native.unusable()
+            return f"Triton kernels, because {reason}" if reason else "kernels in CUDA C++ and Triton"
         reason = native.unusable()
         return f"the reference's loop, because {reason}" if reason else f"native kernels ({native.instruction_set()})"
     return f"as the {runtime.bundle.target} export lowered it"
