@@ -130,7 +130,8 @@ bool run(const Driver &driver, void *function, const Launch &launch, const Call 
   unsigned grid[3];
   for (int i = 0; i < 3; ++i) {
     int64_t count;
-    if (!size_of(launch.grid[i], Known(call.sizes, device.multiprocessors), &count) || count > INT32_MAX) count = 0;  // which the driver refuses
+    const bool known = size_of(launch.grid[i], Known(call.sizes, device.multiprocessors), &count);
+    if (!known || count > INT32_MAX) count = 0;  // which the driver refuses
     grid[i] = unsigned(count);
   }
   const int result = driver.cuLaunchKernel(function, grid[0], grid[1], grid[2], unsigned(launch.threads), 1, 1,
