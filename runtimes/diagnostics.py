@@ -130,10 +130,9 @@ def scan_path(runtime: Runtime, choice: str = "auto") -> str:
         reason = ort_native.why_not(ops, PROVIDERS[engine.device], choice)
         return f"the graph's own function of standard operators, because {reason or 'the session refused the library'}"
     if runtime.name == "torch":
-        if getattr(runtime.engine, "device", None) is not None and runtime.engine.device.type != "cpu":  # type: ignore[attr-defined]
-            reason = native.unusable()
-            return f"Triton kernels, because {reason}" if reason else "kernels in CUDA C++ and Triton"
         reason = native.unusable()
+        if getattr(runtime.engine, "device", None) is not None and runtime.engine.device.type != "cpu":  # type: ignore[attr-defined]
+            return f"Triton kernels, because {reason}" if reason else "kernels in CUDA C++ and Triton"
         return f"the reference's loop, because {reason}" if reason else f"native kernels ({native.instruction_set()})"
     return f"as the {runtime.bundle.target} export lowered it"
 

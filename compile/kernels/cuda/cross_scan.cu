@@ -7,7 +7,7 @@
 // four segments of 16, walked side by side, two tokens of each at once. Lane 4g+q holds channels 2g and 2g+1 of segment
 // q. That follows from the tensor cores, where the product of weights [16 channels, K columns] and proj [K columns, 8
 // tokens] leaves rows g and g+8 and columns 2q and 2q+1 in this lane; and a lane's share of proj are 16 bytes in a row,
-// because columns may be taken in any order. So the recurrence runs inside lanes, and nothing is exchanged but one state
+// because columns may be taken in any order. So the recurrence runs inside lanes, and nothing is exchanged but a state
 // a segment. Each lane walks its segment from zero and remembers what a state entering it would add.
 //
 // Paths add to a token's sum in a fixed order, whatever the timing, so that results are the same each time.

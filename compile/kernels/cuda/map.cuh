@@ -12,8 +12,8 @@ constexpr int SUM_BYTES = 4 * CHANNELS;  // of a token
 
 DEVICE int bits_of(int power_of_two) { return 31 - __clz(power_of_two); }
 
-// The order in which a path visits the raster, as lamamba.scan.snake_paths has it. Sizes being powers of two, tokens and
-// slots are linear in the bits of a position: that of p ^ j is that of p, ^ that of j, ^ that of 0.
+// The order in which a path visits the raster, as lamamba.scan.snake_paths has it. Sizes being powers of two, tokens
+// and slots are linear in the bits of a position: that of p ^ j is that of p, ^ that of j, ^ that of 0.
 struct Path {
   int length, bits, lines, along_step, line_step;
   bool columns, reversed;

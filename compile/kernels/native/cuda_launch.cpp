@@ -87,7 +87,7 @@ union Argument {
 };
 
 struct Call {
-  const lamamba_sizes &sizes;
+  Known sizes;
   const void *const *tensors;
   char *scratch;
   std::vector<Piece> pieces;
@@ -125,13 +125,10 @@ bool run(const Driver &driver, void *function, const Launch &launch, const Call 
     complaint.say("%.40s is too large a number for %.60s", launch.arguments[i].c_str(), launch.entry.c_str());
     return false;
   }
-  Device device;
-  if (!current_device(driver, &device)) device.multiprocessors = 1;
   unsigned grid[3];
   for (int i = 0; i < 3; ++i) {
     int64_t count;
-    const bool known = size_of(launch.grid[i], Known(call.sizes, device.multiprocessors), &count);
-    if (!known || count > INT32_MAX) count = 0;  // which the driver refuses
+    if (!size_of(launch.grid[i], call.sizes, &count) || count > INT32_MAX) count = 0;  // which the driver refuses
     grid[i] = unsigned(count);
   }
   const int result = driver.cuLaunchKernel(function, grid[0], grid[1], grid[2], unsigned(launch.threads), 1, 1,
@@ -187,7 +184,12 @@ bool launch_kernel(const Kernel &kernel, const lamamba_sizes &sizes, const void 
   const Driver &driver = *the_driver();
   const Functions *functions = functions_of(driver, kernel, complaint);
   if (!functions) return false;
-  Call call = {sizes, tensors, static_cast<char *>(scratch), {}};
+  Device device;
+  if (!current_device(driver, &device)) {
+    complaint.say("no current CUDA device");
+    return false;
+  }
+  Call call = {Known(sizes, device.multiprocessors), tensors, static_cast<char *>(scratch), {}};
   int64_t bytes;
   if (!lay_out(kernel.scratch, sizes, &call.pieces, &bytes) || (bytes && !scratch)) {
     complaint.say("scratch memory is missing");
