@@ -1,7 +1,8 @@
 """The cross scan and window attention kernels on a CUDA device: correctness first, then time over the floor.
 
-Of the scan: `triton`, Triton's kernel as planned; `teams`, the kernel in CUDA C++, where it takes the call; and
-Triton's in so many tiles of TILES.
+Of the scan: `triton`, Triton's kernel as planned; `teams`, the kernel in CUDA C++, where it takes the call;
+`mamba-ssm`, that package's kernel with the permuted copies it needs, where it is installed; and Triton's in so many
+tiles of TILES.
 
     python -m benchmarks.gpu_scan [--json FILE] [--parts scan attention] [--tiles 5] [--seconds 140]
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from benchmarks import gpu_attention
 from benchmarks.gpu_timing import BYTES_PER_SECOND, error, median_seconds, seconds_since_start, sets_for
 from lamamba.compile.kernels import cross_scan_cuda as cuda
+from lamamba.compile.kernels import cross_scan_mamba as mamba
 from lamamba.compile.kernels import cross_scan_teams as teams
 from lamamba.compile.kernels import cross_scan_triton
 from lamamba.precision import DTYPES
@@ -177,6 +179,14 @@ def right_tiles(name: str, dtype: str, tiles: list[str]) -> Iterator[str]:
             yield tile
 
 
+def check_mamba(name: str, dtype: str) -> None:
+    side, channels, rank = SHAPES[name]
+    tensors = inputs(3, side, side, channels, rank, dtype, seed=1)
+    found = error(mamba.cross_scan(*tensors), reference(tensors))  # it rounds delta, and each path's result
+    right = "" if found <= 4 * BOUND[dtype] else " WRONG"
+    print(f"   {'mamba-ssm':24s} error {found:.2e}{right}", flush=True)
+
+
 def floors(batch: int, side: int, channels: int, rank: int) -> dict[str, float]:
     """Seconds, half precision."""
     elements, tokens = batch * side**2 * channels, batch * side**2
@@ -196,6 +206,8 @@ def measure(name: str, dtype: str, tiles: list[str], with_training: bool) -> lis
     side, channels, rank = SHAPES[name]
     print(f"-- {name} {dtype}: side {side}, D {channels}, R {rank}", flush=True)
     good, rows = list(right_tiles(name, dtype, tiles)), []
+    if mamba.INSTALLED:
+        check_mamba(name, dtype)
     for batch in BATCHES:
         bounds = floors(batch, side, channels, rank)
         count = sets_for(bounds["bytes"] * BYTES_PER_SECOND)
@@ -205,6 +217,8 @@ def measure(name: str, dtype: str, tiles: list[str], with_training: bool) -> lis
         ways["triton"] = [lambda t=t, how=how: cuda.run(how, *t) for t in sets]  # type: ignore[misc]
         if teams.suits(sets[0][0], rank, 1):
             ways["teams"] = [lambda t=t: teams.forward(*t) for t in sets]  # type: ignore[misc]
+        if mamba.INSTALLED:
+            ways["mamba-ssm"] = [lambda t=t: mamba.cross_scan(*t) for t in sets]  # type: ignore[misc]
         if with_training and batch == 16:
             ways["training"] = [lambda t=t: cross_scan_triton.forward(*t) for t in sets[:4]]  # type: ignore[misc]
         for way, calls in ways.items():

@@ -5,7 +5,8 @@ B batch, H W grid, C width of a block, D inner channels.
 | what | instead of |
 |---|---|
 | depthwise convolution and SiLU in one kernel | cuDNN's, whose layout costs copies before it and in what follows |
-| gate, sum, LayerNorm and modulation in one kernel; LayerNorm and gate of the scan in another | two kernels each |
+| gate, sum, LayerNorm and modulation in one kernel, from block to block too; LayerNorm and gate of the scan | two |
+| modulation of all blocks of a stage at once, by two products | three kernels in each block |
 | GELU in the epilogue of the product before it (half precision) | a pass over the widest tensors |
 | decay rates and position biases as constants | kernels for both in each block |
 | patches times a matrix | a convolution, which cuDNN computes in TF32 unless told otherwise |
@@ -13,13 +14,16 @@ B batch, H W grid, C width of a block, D inner channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamamba.attention import WindowAttention
 from lamamba.layers import Mlp, PatchEmbed
-from lamamba.model import LaMamba, LaMambaBlock
+from lamamba.model import LaMamba, LaMambaBlock, Stage
 from lamamba.scan import PATHS, SS2D
 
 HALF = (torch.float16, torch.bfloat16)
@@ -36,8 +40,13 @@ def fused(model: LaMamba) -> LaMamba:
             bias = module.relative_position_bias().detach().contiguous()
             module.register_buffer("position_bias", bias, persistent=False)
             module.__class__ = FusedAttention
-        elif isinstance(module, LaMambaBlock):
-            module.__class__ = FusedBlock
+        elif isinstance(module, Stage):
+            module.modulations = Modulations(blocks := [cast(LaMambaBlock, block) for block in module.blocks])
+            module.last_sum = GatedSum()
+            module.__class__ = FusedStage
+            for block in blocks:
+                block.condition_projection, block.adaLN_modulation = nn.Identity(), nn.Sequential()  # joined above
+                block.__class__ = FusedBlock
         elif isinstance(module, PatchEmbed):
             module.__class__ = FusedPatchEmbed
         elif isinstance(module, Mlp) and module.fc1.weight.dtype in HALF:
@@ -54,17 +63,74 @@ class FusedPatchEmbed(PatchEmbed):
         return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
 
 
+class Modulations(nn.Module):
+    """What the condition says to all blocks of a stage, in one product for each of the two layers.
+
+    Forward: c (B, 4e) to a tensor (B, 9C) for each block: shift, scale and gate of its three parts.
+    """
+
+    weights: Tensor
+    biases: Tensor
+
+    def __init__(self, blocks: Sequence[LaMambaBlock]) -> None:
+        super().__init__()
+        self.number = len(blocks)
+        projections = [block.condition_projection for block in blocks]
+        self.projection = joined(projections) if isinstance(projections[0], nn.Linear) else None
+        layers = [cast(nn.Linear, block.adaLN_modulation[1]) for block in blocks]
+        if self.projection is None:
+            self.layer: nn.Module = joined(layers)  # all blocks see the same condition
+        else:
+            self.register_buffer("weights", torch.stack([layer.weight.detach().t() for layer in layers]))
+            self.register_buffer("biases", torch.stack([layer.bias.detach() for layer in layers])[:, None])
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        if self.projection is None:
+            return self.layer(F.silu(c)).chunk(self.number, dim=-1)
+        own = F.silu(self.projection(c)).unflatten(1, (self.number, -1)).transpose(0, 1)
+        return torch.baddbmm(self.biases, own, self.weights).unbind()
+
+
+class GatedSum(nn.Module):
+    """x + gate * branch, the gate being the last of a block's modulation: what no norm follows."""
+
+    def forward(self, x: Tensor, branch: Tensor, modulation: Tensor) -> Tensor:
+        return x + modulation[:, None, None, -x.shape[-1] :] * branch
+
+
+class FusedStage(Stage):
+    """`Stage` whose blocks hand the last sum on, to be made with the next block's norm."""
+
+    modulations: Modulations
+    last_sum: GatedSum
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        branch = before = None
+        for block, modulation in zip(self.blocks, modulations := self.modulations(c), strict=True):
+            x, branch = block(x, branch, before, modulation)
+            before = modulation
+        return self.last_sum(x, branch, modulations[-1])
+
+
 class FusedBlock(LaMambaBlock):
     """`LaMambaBlock` with each sum, norm and modulation in one kernel."""
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        modulation = self.adaLN_modulation(self.condition_projection(c))
-        y = modulated_norm_alone(x, modulation, 0, self.norm.weight, self.norm.bias, self.norm.eps)
-        norm = self.norm_swin
-        x, y = modulated_norm(x, self.op(y), modulation, 1, norm.weight, norm.bias, norm.eps)
-        norm = self.norm2
-        x, y = modulated_norm(x, self.attn(y), modulation, 2, norm.weight, norm.bias, norm.eps)
-        return x + modulation[:, None, None].chunk(9, dim=-1)[8] * self.mlp(y)
+    def forward(  # type: ignore[override]
+        self, x: Tensor, branch: Tensor | None, before: Tensor | None, modulation: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, H, W, C) and the branch still to be added to it, none at first, to the same after this block.
+
+        before, modulation: (B, 9C), of the block before and of this one.
+        """
+        if branch is None or before is None:
+            y = modulated_norm_alone(x, modulation, self.norm.weight, self.norm.bias, self.norm.eps)
+        else:
+            x, y = modulated_norm(x, branch, before, modulation, 0, self.norm.weight, self.norm.bias, self.norm.eps)
+        norm, y = self.norm_swin, self.op(y)
+        x, y = modulated_norm(x, y, modulation, modulation, 1, norm.weight, norm.bias, norm.eps)
+        norm, y = self.norm2, self.attn(y)
+        x, y = modulated_norm(x, y, modulation, modulation, 2, norm.weight, norm.bias, norm.eps)
+        return x, self.mlp(y)
 
 
 class FusedSS2D(SS2D):
@@ -138,29 +204,43 @@ def _(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("lamamba::modulated_norm", mutates_args=())
 def modulated_norm(
-    x: Tensor, branch: Tensor, modulation: Tensor, part: int, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, branch: Tensor, gates: Tensor, modulation: Tensor, part: int, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`kernels.norm_triton.modulated` with a branch: the sum, and its norm scaled and shifted. No gradients."""
+    """`kernels.norm_triton.modulated` of one of a block's three parts; the gate is that of the part before.
+
+    gates, modulation: (B, 9C), the same but for part 0, whose gate is the last one of the block before. No gradients.
+    """
     from lamamba.compile.kernels import norm_triton
 
-    return norm_triton.modulated(x, branch, modulation, part, weight, bias, eps)
+    shift, scale, _ = modulation.chunk(9, dim=-1)[3 * part : 3 * part + 3]
+    gate = gates.chunk(9, dim=-1)[3 * part - 1]
+    return norm_triton.modulated(x, branch, gate, shift, scale, weight, bias, eps)
 
 
 @modulated_norm.register_fake
 def _(
-    x: Tensor, branch: Tensor, modulation: Tensor, part: int, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, branch: Tensor, gates: Tensor, modulation: Tensor, part: int, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @torch.library.custom_op("lamamba::modulated_norm_alone", mutates_args=())
-def modulated_norm_alone(x: Tensor, modulation: Tensor, part: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`kernels.norm_triton.modulated` without a branch. No gradients."""
+def modulated_norm_alone(x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`kernels.norm_triton.modulated` of the first part, without a branch. No gradients."""
     from lamamba.compile.kernels import norm_triton
 
-    return norm_triton.modulated(x, None, modulation, part, weight, bias, eps)[1]
+    shift, scale, *_ = modulation.chunk(9, dim=-1)
+    return norm_triton.modulated(x, None, None, shift, scale, weight, bias, eps)[1]
 
 
 @modulated_norm_alone.register_fake
-def _(x: Tensor, modulation: Tensor, part: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _(x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def joined(layers: Sequence[nn.Module]) -> nn.Linear:
+    """Linear layers of one input as one, whose outputs follow each other."""
+    weights, biases = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+    one = nn.Linear(weights.shape[1], weights.shape[0], device="meta")
+    one.weight, one.bias = nn.Parameter(weights, requires_grad=False), nn.Parameter(biases, requires_grad=False)
+    return one

@@ -7,6 +7,7 @@ Its kernel takes sequences, so the four permuted copies of x and of delta are wr
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import torch
@@ -37,7 +38,7 @@ def cross_scan(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: T
 
     batch, height, width, channels = x.shape
     rank, state = dt_weight.shape[-1], a.shape[-1]
-    paths = snake_paths(height, width).to(x.device)
+    paths, back = _paths(height, width, x.device)
     x_k = x.flatten(1, 2)[:, paths]  # (B, K, L, D)
     per_path = proj.reshape(batch, height * width, PATHS, rank + 2 * state)
     proj_k = torch.stack([per_path[:, paths[k], k] for k in range(PATHS)], dim=1)
@@ -58,6 +59,13 @@ def cross_scan(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: T
         delta_softplus=True,
     )
     y_k = y.view(batch, PATHS, channels, -1).transpose(2, 3)
-    back = torch.argsort(paths, dim=1)
     merged = torch.stack([y_k[:, k, back[k]] for k in range(PATHS)]).float().sum(0)
     return merged.view(batch, height, width, channels).to(x.dtype)
+
+
+@functools.cache
+def _paths(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Raster index of each path's tokens, and where on the path a raster index is: (K, L) each."""
+    with torch.inference_mode(mode=False):  # kept for calls in other modes too
+        paths = snake_paths(height, width)
+        return paths.to(device), torch.argsort(paths, dim=1).to(device)

@@ -15,14 +15,19 @@ from torch import Tensor
 
 
 @triton.jit
-def _normalised(x, weight, bias, c, there, C, eps):
+def _parameters(weight, bias, c, C):
+    """Of a LayerNorm, for channels c."""
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    return w[None, :], tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _normalised(x, weight, bias, there, C, eps):
     """LayerNorm of the rows of x, whose padding is zero."""
     mean = tl.sum(x, axis=1) / C
     centred = tl.where(there, x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / C
-    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
-    b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
-    return centred * tl.rsqrt(variance + eps)[:, None] * w[None, :] + b[None, :]
+    return centred * tl.rsqrt(variance + eps)[:, None] * weight + bias
 
 
 @triton.jit
@@ -31,25 +36,28 @@ def _gated(y, z, z_stride, weight, bias, N, C, eps, out, ROWS: tl.constexpr, BLO
     c = tl.arange(0, BLOCK)
     there = (row < N)[:, None] & (c < C)[None, :]
     at = (row.to(tl.int64) * C)[:, None] + c[None, :]
+    weight, bias = _parameters(weight, bias, c, C)
     gate = tl.load(z + (row.to(tl.int64) * z_stride)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
-    value = _normalised(tl.load(y + at, mask=there, other=0.0).to(tl.float32), weight, bias, c, there, C, eps)
+    value = _normalised(tl.load(y + at, mask=there, other=0.0).to(tl.float32), weight, bias, there, C, eps)
     tl.store(out + at, value * gate * tl.sigmoid(gate), mask=there)
 
 
 @triton.jit
-def _added(x, branch, gate, weight, bias, shift, scale, stride, N, L, C, eps, total, out, ADD: tl.constexpr,
-           ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _modulated(x, branch, gate, gate_stride, weight, bias, shift, scale, stride, N, L, C, eps, total, out,
+               ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BLOCK)
     there = (row < N)[:, None] & (c < C)[None, :]
     at = (row.to(tl.int64) * C)[:, None] + c[None, :]
     of_image = (row // L * stride)[:, None] + c[None, :]
+    weight, bias = _parameters(weight, bias, c, C)
     value = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
     if ADD:
-        factor = tl.load(gate + of_image, mask=there, other=0.0).to(tl.float32)
+        of_gate = (row // L * gate_stride)[:, None] + c[None, :]
+        factor = tl.load(gate + of_gate, mask=there, other=0.0).to(tl.float32)
         value += factor * tl.load(branch + at, mask=there, other=0.0).to(tl.float32)
         tl.store(total + at, value, mask=there)
-    value = _normalised(value, weight, bias, c, there, C, eps)
+    value = _normalised(value, weight, bias, there, C, eps)
     factor = tl.load(scale + of_image, mask=there, other=0.0).to(tl.float32)
     value = value * (1 + factor) + tl.load(shift + of_image, mask=there, other=0.0).to(tl.float32)
     tl.store(out + at, value, mask=there)
@@ -76,23 +84,30 @@ def gated(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
 
 
 def modulated(
-    x: Tensor, branch: Tensor | None, modulation: Tensor, part: int, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """x + gate * branch, if there is a branch, and its LayerNorm, scaled and shifted.
 
     Args:
-        x, branch: (B, H, W, C). modulation: (B, 9C), contiguous: shift, scale and gate of each of three parts.
-        part: whose shift and scale (0 .. 2); the gate is that of the part before.
+        x, branch: (B, H, W, C). gate, shift, scale: (B, C), channels next to each other, images equally far apart in
+            shift and scale.
     """
     x, channels = x.contiguous(), x.shape[-1]
-    rows = x.numel() // channels
+    rows, tokens = x.numel() // channels, x.shape[1] * x.shape[2]
     out = torch.empty_like(x)
-    total = out if branch is None else torch.empty_like(x)
-    added = x if branch is None else branch.contiguous()
-    shift, scale = (modulation[:, (3 * part + i) * channels :] for i in range(2))
-    gate = modulation[:, max(3 * part - 1, 0) * channels :]
+    total, added, factor = out, x, shift
+    if branch is not None and gate is not None:
+        total, added, factor = torch.empty_like(x), branch.contiguous(), gate
     grid, sizes = tiles(rows, channels)
+    sizes |= {"ADD": branch is not None}
     with torch.cuda.device_of(x):
-        _added[grid](x, added, gate, weight, bias, shift, scale, modulation.stride(0), rows, x.shape[1] * x.shape[2],
-                     channels, eps, total, out, ADD=branch is not None, **sizes)  # fmt: skip
+        _modulated[grid](x, added, factor, factor.stride(0), weight, bias, shift, scale, scale.stride(0), rows, tokens,
+                         channels, eps, total, out, **sizes)  # fmt: skip
     return total, out

@@ -89,22 +89,22 @@ def test_gated_norm(dtype: torch.dtype) -> None:
 
 @in_kernel
 @each_type
-def test_modulated_norm(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 3, 64), (1, 2, 2, 2)], ids=str)
+def test_modulated_norm(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     from lamamba.compile.kernels import norm_triton
 
-    shape = SHAPES[0]
     batch, c = shape[0], shape[3]
-    x, branch, modulation = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype), randn(batch, 9 * c, dtype=dtype)
+    x, branch = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
+    gate, (shift, scale) = randn(batch, c, dtype=dtype), randn(batch, 2 * c, dtype=dtype).chunk(2, dim=1)
     weight, bias = randn(c, dtype=dtype), randn(c, dtype=dtype)
-    parts = modulation.double()[:, None, None].chunk(9, dim=-1)
-    for part in range(3):
-        added = None if part == 0 else branch
-        total, got = norm_triton.modulated(x, added, modulation, part, weight, bias, 1e-6)
-        wanted = x.double() if added is None else x.double() + parts[3 * part - 1] * added.double()
+    by, plus, times = (value.double()[:, None, None] for value in (gate, shift, scale))
+    for added in (None, branch):
+        total, got = norm_triton.modulated(x, added, gate, shift, scale, weight, bias, 1e-6)
+        wanted = x.double() if added is None else x.double() + by * added.double()
         if added is not None:
             assert error(total, wanted) <= BOUND[dtype]
         normed = F.layer_norm(wanted, (c,), weight.double(), bias.double(), 1e-6)
-        assert error(got, normed * (1 + parts[3 * part + 1]) + parts[3 * part]) <= BOUND[dtype]
+        assert error(got, normed * (1 + times) + plus) <= BOUND[dtype]
 
 
 @pytest.mark.parametrize("p", [1, 2, 4])
