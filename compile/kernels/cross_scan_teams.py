@@ -63,6 +63,7 @@ def forward(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: Tens
     if x.numel() > 0:
         sizes = native.Sizes(*x.shape, dt_weight.shape[2], 1)
         with torch.cuda.device_of(x):
+            cuda.enter(x.data_ptr())
             # Where a block has too little shared memory for the map, the library takes another kernel.
             scratch = torch.empty(cuda.scratch_bytes(sizes, TYPES[x.dtype]), dtype=torch.uint8, device=x.device)
             addresses = [value.data_ptr() for value in (*inputs, y)]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lamamba.errors import InputError
 
-ABI = 3  # LAMAMBA_ABI of cross_scan.h
+ABI = 4  # LAMAMBA_ABI of cross_scan.h
 PATH = Path(__file__).with_name("liblamamba.dylib" if sys.platform == "darwin" else "liblamamba.so")
 SWITCH = "LAMAMBA_NATIVE"  # environment: 0 keeps the library unused
 PATHS = 4

@@ -78,6 +78,11 @@ def add_kernels(folder: Path | None = None) -> int:
     return len(kernels)
 
 
+def enter(address: int) -> None:
+    """Where the calling thread has not used a device yet, make current the context of memory on one."""
+    _library().lamamba_cuda_enter(address)
+
+
 def scratch_bytes(sizes: native.Sizes, kind: str) -> int:
     """Device memory that a call of one of TYPES needs beside its tensors, in the current context; 0 if none does."""
     return max(0, int(_library().lamamba_cuda_scratch(ctypes.byref(sizes), TYPES[kind])))
@@ -104,6 +109,7 @@ def _library() -> ctypes.CDLL:
         raise RuntimeError(f"the native library is not used: {native.unusable()}")
     start: list[Any] = [ctypes.POINTER(native.Sizes), ctypes.c_int]
     library.lamamba_cuda_scratch.argtypes, library.lamamba_cuda_scratch.restype = start, ctypes.c_int64
+    library.lamamba_cuda_enter.argtypes = [ctypes.c_void_p]
     library.lamamba_cuda_forward.argtypes = start + [ctypes.c_void_p] * 9 + [ctypes.c_char_p, ctypes.c_size_t]
     return library
 

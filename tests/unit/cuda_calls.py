@@ -16,7 +16,7 @@ DRIVER_SOURCE = r"""
 #include <string.h>
 int capabilities[4] = {80}, shared_limit = 166912, multiprocessors = 108, devices = 1, version = 12080;
 int current_device = 0, fail_load = 0, fail_launch = 0;
-void *context = (void *)1;
+void *context = (void *)1, *context_of_memory = 0;
 int loads = 0, last_module = 0, launches = 0, attribute = 0, shared_asked = 0;
 char entries[2048][64], images[2048][256];
 struct { int entry; unsigned grid[3], block[3], shared; void *stream; unsigned long long values[16]; } calls[64];
@@ -32,6 +32,11 @@ int cuDeviceGetAttribute(int *out, int which, int device) {
   return 0;
 }
 int cuCtxGetCurrent(void **out) { *out = context; return 0; }
+int cuCtxSetCurrent(void *wanted) { context = wanted; return 0; }
+int cuPointerGetAttribute(void *out, int which, unsigned long long memory) {
+  *(void **)out = which == 1 && memory == 64 ? context_of_memory : 0;
+  return context_of_memory ? 0 : 1;
+}
 int cuCtxGetDevice(int *out) { *out = current_device; return context ? 0 : 201; }
 int cuModuleLoadDataEx(void **out, const void *image, unsigned count, int *options, void **values) {
   if (fail_load) {
@@ -351,8 +356,23 @@ def errors_are_one_line() -> None:
     put("fail_load", 0)
     assert forward() == ""
     ctypes.c_void_p.in_dll(driver, "context").value = None
-    assert forward() == "no current CUDA device"
+    assert forward() == "no current CUDA device in this thread"
     assert library.lamamba_cuda_scratch(ctypes.byref(Sizes(B, H, W, D, R, N)), FLOAT32) == -1
+
+
+def a_thread_enters_the_context_of_memory_where_it_has_none() -> None:
+    kernel(launch())
+    context, of_memory = (ctypes.c_void_p.in_dll(driver, name) for name in ("context", "context_of_memory"))
+    enter, on_device, elsewhere = library.lamamba_cuda_enter, ctypes.c_void_p(64), ctypes.c_void_p(128)
+    of_memory.value = 7
+    assert enter(on_device) == 0
+    assert context.value == 1  # it had one
+    context.value = None
+    assert enter(elsewhere) == -1
+    assert "no current CUDA device" in forward()
+    assert enter(on_device) == 0
+    assert context.value == 7
+    assert forward() == ""
 
 
 CASES: dict[str, Callable[[], None]] = {
@@ -368,6 +388,7 @@ CASES: dict[str, Callable[[], None]] = {
         kernels_with_the_same_ptx_load_it_once,
         too_large_an_image_is_refused,
         errors_are_one_line,
+        a_thread_enters_the_context_of_memory_where_it_has_none,
     )
 }
 

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Version of this interface; a caller built for another one must not use the library.
-#define LAMAMBA_ABI 3
+#define LAMAMBA_ABI 4
 
 enum lamamba_type { LAMAMBA_FLOAT32 = 0, LAMAMBA_FLOAT16 = 1, LAMAMBA_BFLOAT16 = 2 };
 

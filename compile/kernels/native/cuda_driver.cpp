@@ -19,7 +19,9 @@ struct Loaded {
     find(library, "cuDeviceGet", driver.cuDeviceGet);
     find(library, "cuDeviceGetAttribute", driver.cuDeviceGetAttribute);
     find(library, "cuCtxGetCurrent", driver.cuCtxGetCurrent);
+    find(library, "cuCtxSetCurrent", driver.cuCtxSetCurrent);
     find(library, "cuCtxGetDevice", driver.cuCtxGetDevice);
+    find(library, "cuPointerGetAttribute", driver.cuPointerGetAttribute);
     find(library, "cuModuleLoadDataEx", driver.cuModuleLoadDataEx);
     find(library, "cuModuleGetFunction", driver.cuModuleGetFunction);
     find(library, "cuFuncSetAttribute", driver.cuFuncSetAttribute);

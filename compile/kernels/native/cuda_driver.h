@@ -10,7 +10,9 @@ struct Driver {
   int (*cuDeviceGet)(int *device, int ordinal);
   int (*cuDeviceGetAttribute)(int *value, int attribute, int device);
   int (*cuCtxGetCurrent)(void **context);
+  int (*cuCtxSetCurrent)(void *context);
   int (*cuCtxGetDevice)(int *device);
+  int (*cuPointerGetAttribute)(void *value, int attribute, unsigned long long memory);
   int (*cuModuleLoadDataEx)(void **module, const void *image, unsigned count, int *options, void **values);
   int (*cuModuleGetFunction)(void **function, void *module, const char *name);
   int (*cuFuncSetAttribute)(void *function, int attribute, int value);

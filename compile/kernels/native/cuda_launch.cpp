@@ -68,7 +68,7 @@ bool load(const Driver &driver, const Kernel &kernel, void *context, Functions *
 const Functions *functions_of(const Driver &driver, const Kernel &kernel, const Complaint &complaint) {
   void *context = nullptr;
   if (driver.cuCtxGetCurrent(&context) || !context) {
-    complaint.say("no current CUDA context");
+    complaint.say("no current CUDA context in this thread");
     return nullptr;
   }
   const Lock lock;
@@ -157,7 +157,7 @@ const Kernel *kernel_for(const lamamba_sizes &sizes, int type, const Complaint &
     return nullptr;
   }
   if (!current_device(*driver, &device)) {
-    complaint.say("no current CUDA device");
+    complaint.say("no current CUDA device in this thread");
     return nullptr;
   }
   if (sizes.height * sizes.width * sizes.channels > INT32_MAX ||
@@ -186,7 +186,7 @@ bool launch_kernel(const Kernel &kernel, const lamamba_sizes &sizes, const void 
   if (!functions) return false;
   Device device;
   if (!current_device(driver, &device)) {
-    complaint.say("no current CUDA device");
+    complaint.say("no current CUDA device in this thread");
     return false;
   }
   Call call = {Known(sizes, device.multiprocessors), tensors, static_cast<char *>(scratch), {}};
@@ -205,6 +205,16 @@ bool launch_kernel(const Kernel &kernel, const lamamba_sizes &sizes, const void 
 using namespace lamamba::cuda;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int lamamba_cuda_enter(const void *memory) {
+  constexpr int CONTEXT = 1;  // CU_POINTER_ATTRIBUTE_CONTEXT
+  const Driver *driver = the_driver();
+  void *context = nullptr;
+  if (!driver) return -1;
+  if (driver->cuCtxGetCurrent(&context) == 0 && context) return 0;
+  const int result = driver->cuPointerGetAttribute(&context, CONTEXT, reinterpret_cast<unsigned long long>(memory));
+  return result == 0 && context && driver->cuCtxSetCurrent(context) == 0 ? 0 : -1;
+}
 
 EXPORT int64_t lamamba_cuda_scratch(const lamamba_sizes *sizes, int type) try {
   const Kernel *kernel = kernel_for(*sizes, type, {nullptr, 0});
