@@ -7,8 +7,6 @@ process of its own runs this file once more. Results start as NaN, so what is no
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -52,12 +50,10 @@ def half(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests of this file run in this process")
-def test_in_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "--noconftest", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+def test_in_interpreter(in_interpreter: tuple[int, str]) -> None:
+    code, told = in_interpreter
+    assert code == 0, told
+    assert " passed" in told
 
 
 @pytest.mark.parametrize("bytes_each", [2, 4])

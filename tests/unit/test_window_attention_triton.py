@@ -7,8 +7,6 @@ this file once more.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -50,12 +48,10 @@ def error(shape: tuple[int, ...], dtype: torch.dtype, several: bool = False) -> 
 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests of this file run in this process")
-def test_in_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "--noconftest", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+def test_in_interpreter(in_interpreter: tuple[int, str]) -> None:
+    code, told = in_interpreter
+    assert code == 0, told
+    assert " passed" in told
 
 
 @in_kernel
