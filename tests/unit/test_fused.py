@@ -6,6 +6,7 @@ this file once more.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -85,7 +86,7 @@ def test_gated_norm(dtype: torch.dtype) -> None:
 
 @in_kernel
 @each_type
-@pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 3, 64), (1, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 3, 64), (1, 2, 2, 10)], ids=str)
 def test_modulated_norm(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     from lamamba.compile.kernels import norm_triton
 
@@ -133,3 +134,24 @@ def test_network() -> None:
         plain = in_precision(random_model(preset("tiny"), seed=1), torch.bfloat16).to(DEVICE)
         rounding = spread(plain(*there).cpu(), wanted)
         assert spread(fused(plain)(*there).cpu(), wanted) <= 1.25 * rounding  # 0.91 to 1.09 in 32 draws
+
+
+@in_kernel
+def test_one_graph_for_one_image_and_one_for_more() -> None:
+    from lamamba.compile.fused import fused
+    from lamamba.compile.ops import OPS
+    from lamamba.config import preset
+    from lamamba.initialise import random_model
+
+    torch._dynamo.reset()
+    model = fused(random_model(dataclasses.replace(preset("tiny"), input_size=8), seed=1, ops=OPS).to(DEVICE))
+    run = torch.compile(model, fullgraph=True, backend="eager")
+    for batch in (1, 2, 3):
+        x, y = randn(batch, 3, 8, 8), torch.arange(batch, device=DEVICE)
+        if batch > 1:
+            for value in (x, y):
+                torch._dynamo.mark_dynamic(value, 0)
+        with torch.inference_mode():
+            t = torch.tensor([300.0], device=DEVICE)
+            assert error(run(x, t, y), model(x, t, y)) <= 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
