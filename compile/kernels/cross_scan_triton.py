@@ -23,6 +23,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lamamba.compile.kernels.cross_scan_groups import (
+    DOT_RANK,
+    at_group_starts,
+    delta_argument,
+    delta_argument_backward,
+    follow,
+    follow_kept,
+    one_token,
+    over_tokens,
+    precede,
+    raster,
+    row_of,
+    softplus,
+    with_row,
+)
+
 PATHS = 4
 TILE_TOKENS = 32  # T: at most, see `_tile_tokens`
 TILE_ELEMENTS = 512  # T*C: 16 for each thread of a warp, 4 channels (one vector load) of each token of a group
@@ -31,139 +47,6 @@ WARPS_FORWARD = 1  # one warp holds a tile so: channels and groups over lanes, t
 WARPS_BACKWARD = 1  # (more would exchange groups through shared memory)
 WARPS_DOT = 4  # from DOT_RANK on, where the operands of the dots need the registers; C is doubled there
 ENOUGH_PROGRAMS = 512  # with fewer (image, channel tile) pairs than this, one program for each path
-DOT_RANK = tl.constexpr(16)  # from this dt rank on the low-rank projection is a dot, below it a sum of outer products
-DOT_PRECISION = tl.constexpr("ieee")
-
-
-@triton.jit
-def _raster(line_token, path, H: tl.constexpr, W: tl.constexpr):
-    """Raster index of the l-th token of a snake path (the same order as `lamamba.scan.snake_paths`)."""
-    by_column = path >= 2
-    length = tl.where(by_column, H, W)
-    lines = tl.where(by_column, W, H)
-    line = line_token // length
-    along = line_token - line * length
-    odd = (line & 1) == 1
-    # Rows start from the left, columns from the bottom: the far end of the axis for a column.
-    along = tl.where(odd != by_column, length - 1 - along, along)
-    line = tl.where((path & 1) == 1, lines - 1 - line, line)
-    return tl.where(by_column, along * W + line, line * W + along)
-
-
-@triton.jit
-def _softplus(z):
-    """softplus(z) and its derivative, to float32 relative accuracy also where the result is tiny.
-
-    max(z, 0) + log1p(e), e = exp(-|z|), and log1p(e) = 2 artanh(s), s = e / (2 + e) <= 1/3, by its series.
-    """
-    e = tl.exp(-tl.abs(z))
-    s = e / (2.0 + e)
-    w = s * s
-    series = 1 / 11 + w * (1 / 13 + w * (1 / 15))
-    series = 1 / 3 + w * (1 / 5 + w * (1 / 7 + w * (1 / 9 + w * series)))
-    return tl.maximum(z, 0.0) + 2.0 * (s + s * w * series), tl.where(z >= 0, 1.0, e) / (1.0 + e)
-
-
-@triton.jit
-def _follow(decay, h, decay_next, h_next):
-    """First one segment of h -> decay*h + input, then the next one."""
-    return decay * decay_next, decay_next * h + h_next
-
-
-@triton.jit
-def _follow_kept(decay, h, kept, decay_next, h_next, kept_next):
-    """`_follow`, and what the last token keeps of the state before it: kept = decay_l * h_{l-1}."""
-    inflow = decay_next * h
-    return decay * decay_next, inflow + h_next, inflow + kept_next
-
-
-@triton.jit
-def _precede(last_decay, weight, g, decay, weight_before, g_before):
-    """Walking back, later tokens and then earlier ones of the adjoint: g_l = s_l + decay_{l+1} * g_{l+1}.
-
-    A segment is g = g_own + weight * (adjoint entering from later tokens) at its earliest token, whose decay is kept.
-    """
-    through = weight_before * last_decay
-    return decay, through * weight, through * g + g_before
-
-
-@triton.jit
-def _enter(before_decay, before_h, decay, h, next_before_decay, next_before_h, next_decay, next_h):
-    """Segments h -> decay*h + input which remember apart what precedes their last group (an exclusive scan)."""
-    through_h = decay * before_h + h
-    return next_before_decay * decay * before_decay, next_before_decay * through_h + next_before_h, next_decay, next_h
-
-
-@triton.jit
-def _at_group_starts(decay, h, entering, G: tl.constexpr, C: tl.constexpr, reverse: tl.constexpr):
-    """From the map of each group [G, C] and the state entering the tile [C]: states entering groups, and the last."""
-    one, nothing = tl.full([G, C], 1.0, tl.float32), tl.zeros([G, C], tl.float32)
-    before_decay, before_h, _, _ = tl.associative_scan((one, nothing, decay, h), 0, _enter, reverse=reverse)
-    state = before_h + before_decay * entering[None, :]
-    return state, _row(decay * state + h, 0 if reverse else G - 1, G)
-
-
-@triton.jit
-def _slice(tile, index, J: tl.constexpr):
-    """[G, C] of a tile [G, J, C]: one token of every group."""
-    return tl.sum(tl.where(tl.arange(0, J)[None, :, None] == index, tile, 0.0), axis=1)
-
-
-@triton.jit
-def _over_tokens(tile):
-    return tl.sum(tl.sum(tile, axis=1), axis=0)
-
-
-@triton.jit
-def _row(matrix, index, rows: tl.constexpr):
-    """One row of a small matrix [rows, C] in registers."""
-    return tl.sum(tl.where(tl.arange(0, rows)[:, None] == index, matrix, 0.0), axis=0)
-
-
-@triton.jit
-def _with_row(matrix, index, row, rows: tl.constexpr):
-    """The matrix [rows, C] with one row replaced."""
-    return tl.where(tl.arange(0, rows)[:, None] == index, row[None, :], matrix)
-
-
-@triton.jit
-def _delta_argument(xs, dt, inside, weight, bias, c, ok, R: tl.constexpr, RP: tl.constexpr):
-    """z = dt_weight @ dt + dt_bias of a tile, [G, J, C]. dt: [G, J] addresses; weight: address of (D, R)."""
-    z = xs * 0.0 + bias[None, None, :]  # xs only hands on how a loaded tile lies in registers
-    if R >= DOT_RANK:
-        r = tl.arange(0, RP)
-        tokens: tl.constexpr = xs.shape[0] * xs.shape[1]
-        mask = tl.reshape(inside, [tokens])[:, None] & (r < R)[None, :]
-        low = tl.load(tl.reshape(dt, [tokens])[:, None] + r[None, :], mask=mask, other=0.0).to(tl.float32)
-        w = tl.load(weight + c[None, :] * R + r[:, None], mask=ok[None, :] & (r < R)[:, None], other=0.0)
-        z += tl.reshape(tl.dot(low, w, input_precision=DOT_PRECISION), xs.shape)
-    else:
-        for i in tl.static_range(R):
-            part = tl.load(dt + i, mask=inside, other=0.0).to(tl.float32)
-            z += part[:, :, None] * tl.load(weight + c * R + i, mask=ok, other=0.0)[None, None, :]
-    return z
-
-
-@triton.jit
-def _delta_argument_backward(dz, dw, dt, ddt, inside, weight, c, ok, R: tl.constexpr, RP: tl.constexpr):
-    """Stores the gradient of dt at the addresses ddt [G, J]; returns dw [RP, C] with this tile's share added."""
-    r = tl.arange(0, RP)
-    if R >= DOT_RANK:
-        tokens: tl.constexpr = dz.shape[0] * dz.shape[1]
-        flat = tl.reshape(dz, [tokens, dz.shape[2]])
-        mask = tl.reshape(inside, [tokens])[:, None] & (r < R)[None, :]
-        low = tl.load(tl.reshape(dt, [tokens])[:, None] + r[None, :], mask=mask, other=0.0).to(tl.float32)
-        w = tl.load(weight + c[:, None] * R + r[None, :], mask=ok[:, None] & (r < R)[None, :], other=0.0)
-        out = tl.reshape(ddt, [tokens])[:, None] + r[None, :]
-        tl.store(out, tl.dot(flat, w, input_precision=DOT_PRECISION), mask=mask)
-        dw += tl.dot(tl.trans(low), flat, input_precision=DOT_PRECISION)
-    else:
-        for i in tl.static_range(R):
-            part = tl.load(dt + i, mask=inside, other=0.0).to(tl.float32)
-            weights = tl.load(weight + c * R + i, mask=ok, other=0.0)
-            tl.store(ddt + i, tl.sum(dz * weights[None, None, :], axis=2), mask=inside)
-            dw = tl.where(r[:, None] == i, dw + _over_tokens(dz * part[:, :, None])[None, :], dw)
-    return dw
 
 
 @triton.jit
@@ -187,26 +70,26 @@ def _forward(x, proj, dt_weight, dt_bias, a, d, total, y, starts, H: tl.constexp
         for tile in range(TILES):
             token = tile * T + tl.arange(0, G)[:, None] * J + tl.arange(0, J)[None, :]
             inside = token < L
-            spot = _raster(token, path, H, W)
+            spot = raster(token, path, H, W)
             mask = inside[:, :, None] & ok[None, None, :]
             where = spot[:, :, None] * D + c[None, None, :]
             xs = tl.load(x + image * L * D + where, mask=mask, other=0.0).to(tl.float32)
             dt = proj + (image * L + spot) * (4 * WIDTH) + path * WIDTH
-            z = _delta_argument(xs, dt, inside, dt_weight + path * D * R, bias, c, ok, R, RP)
-            delta, _ = _softplus(z)
+            z = delta_argument(xs, dt, inside, dt_weight + path * D * R, bias, c, ok, R, RP)
+            delta, _ = softplus(z)
             out = skip[None, None, :] * xs
             start = starts + (((image * 4 + path) * TILES + tile) * N) * D + c
             for n in range(N):
                 b = tl.load(dt + R + n, mask=inside, other=0.0).to(tl.float32)[:, :, None]
                 read = tl.load(dt + R + N + n, mask=inside, other=0.0).to(tl.float32)[:, :, None]
                 rate = tl.load(a + (path * D + c) * N + n, mask=ok, other=0.0)
-                before = _row(state, n, NP)
+                before = row_of(state, n, NP)
                 tl.store(start + n * D, before, mask=ok)
-                decay, h = tl.associative_scan((tl.exp(delta * rate[None, None, :]), delta * b * xs), 1, _follow)
-                last = _slice(decay, J - 1, J), _slice(h, J - 1, J)
-                entering, after = _at_group_starts(last[0], last[1], before, G, C, False)
+                decay, h = tl.associative_scan((tl.exp(delta * rate[None, None, :]), delta * b * xs), 1, follow)
+                last = one_token(decay, J - 1, J), one_token(h, J - 1, J)
+                entering, after = at_group_starts(last[0], last[1], before, G, C, False)
                 out += read * (h + decay * entering[:, None, :])
-                state = _with_row(state, n, after, NP)
+                state = with_row(state, n, after, NP)
             if step > 0:
                 out += tl.load(total + where, mask=mask, other=0.0)
             if step == 3:
@@ -243,15 +126,15 @@ def _backward(x, proj, dt_weight, dt_bias, a, d, starts, dy, total, dx, dproj, d
             tile = TILES - 1 - back
             token = tile * T + tl.arange(0, G)[:, None] * J + tl.arange(0, J)[None, :]
             inside = token < L
-            spot = _raster(token, path, H, W)
+            spot = raster(token, path, H, W)
             mask = inside[:, :, None] & ok[None, None, :]
             where = spot[:, :, None] * D + c[None, None, :]
             xs = tl.load(x + image * L * D + where, mask=mask, other=0.0).to(tl.float32)
             dys = tl.load(dy + image * L * D + where, mask=mask, other=0.0).to(tl.float32)
             row = (image * L + spot) * (4 * WIDTH) + path * WIDTH
             dt, ddt = proj + row, dproj + row
-            z = _delta_argument(xs, dt, inside, dt_weight + path * D * R, bias, c, ok, R, RP)
-            delta, slope = _softplus(z)
+            z = delta_argument(xs, dt, inside, dt_weight + path * D * R, bias, c, ok, R, RP)
+            delta, slope = softplus(z)
             dxs = skip[None, None, :] * dys
             ddelta = tl.zeros([G, J, C], tl.float32)
             start = starts + (((image * 4 + path) * TILES + tile) * N) * D + c
@@ -262,28 +145,28 @@ def _backward(x, proj, dt_weight, dt_bias, a, d, starts, dy, total, dx, dproj, d
                 before = tl.load(start + n * D, mask=ok, other=0.0)
                 decay = tl.exp(delta * rate[None, None, :])
                 nothing = tl.zeros([G, J, C], tl.float32)
-                gain, h, kept = tl.associative_scan((decay, delta * b * xs, nothing), 1, _follow_kept)
-                last = _slice(gain, J - 1, J), _slice(h, J - 1, J)
-                entering, _ = _at_group_starts(last[0], last[1], before, G, C, False)
+                gain, h, kept = tl.associative_scan((decay, delta * b * xs, nothing), 1, follow_kept)
+                last = one_token(gain, J - 1, J), one_token(h, J - 1, J)
+                entering, _ = at_group_starts(last[0], last[1], before, G, C, False)
                 h += gain * entering[:, None, :]
                 kept += gain * entering[:, None, :]
                 # Flips are free within a thread, a scan with reverse=True would exchange all lanes.
                 flipped = tl.flip(decay, 1), tl.flip(read * dys, 1)
-                _, weight, g = tl.associative_scan((flipped[0], nothing + 1.0, flipped[1]), 1, _precede)
+                _, weight, g = tl.associative_scan((flipped[0], nothing + 1.0, flipped[1]), 1, precede)
                 weight, g = tl.flip(weight, 1), tl.flip(g, 1)
-                first = _slice(decay * weight, 0, J), _slice(decay * g, 0, J)
-                entering, after = _at_group_starts(first[0], first[1], _row(later, n, NP), G, C, True)
+                first = one_token(decay * weight, 0, J), one_token(decay * g, 0, J)
+                entering, after = at_group_starts(first[0], first[1], row_of(later, n, NP), G, C, True)
                 g += weight * entering[:, None, :]
-                later = _with_row(later, n, after, NP)
+                later = with_row(later, n, after, NP)
                 tl.store(ddt + R + n, tl.sum(g * delta * xs, axis=2), mask=inside)
                 tl.store(ddt + R + N + n, tl.sum(dys * h, axis=2), mask=inside)
-                da = _with_row(da, n, _row(da, n, NP) + _over_tokens(g * kept * delta), NP)
+                da = with_row(da, n, row_of(da, n, NP) + over_tokens(g * kept * delta), NP)
                 ddelta += g * (b * xs + rate[None, None, :] * kept)
                 dxs += g * delta * b
             dz = ddelta * slope
-            dw = _delta_argument_backward(dz, dw, dt, ddt, inside, dt_weight + path * D * R, c, ok, R, RP)
-            dbias += _over_tokens(dz)
-            dskip += _over_tokens(dys * xs)
+            dw = delta_argument_backward(dz, dw, dt, ddt, inside, dt_weight + path * D * R, c, ok, R, RP)
+            dbias += over_tokens(dz)
+            dskip += over_tokens(dys * xs)
             if step > 0:
                 dxs += tl.load(total + where, mask=mask, other=0.0)
             if step == 3:
