@@ -1,4 +1,7 @@
-"""Triton's interpreter beside the other tests: files whose kernels it runs, each in a process of its own, in turn."""
+"""Triton's interpreter beside the other tests: files whose kernels it runs, each in a process of its own, in turn.
+
+And a fixture for networks so small that they lose time to a second thread.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,3 +68,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def in_interpreter(request: pytest.FixtureRequest) -> tuple[int, str]:
     """Exit code and output of the tests of the asking test's file, run in the interpreter."""
     return request.config.stash[runs].results[request.path].result()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
