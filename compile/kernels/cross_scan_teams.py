@@ -88,8 +88,12 @@ def _runs_on(device: torch.device) -> bool:
 
 @functools.cache
 def _at_hand() -> bool:
+    """Whether the native library has these kernels, which Triton's beside them do not replace."""
     try:
-        return native.available() and cuda.add_kernels() > 0
+        if not native.available():
+            return False
+        cuda.add_kernels()  # of all packs, in the order of their precedence
+        return cuda.add_kernels(native.PATH.with_name(cuda.FOLDERS[0])) > 0
     except InputError as error:
         warnings.warn(f"{error}; Triton's kernels take their place", RuntimeWarning, stacklevel=2)
         return False

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lamamba import native
 from lamamba.compile.kernels import cross_scan_teams
+from lamamba.native import cuda
 
 
 def _inputs() -> list[torch.Tensor]:
@@ -52,9 +54,16 @@ def test_devices(
     assert cross_scan_teams._runs_on.__wrapped__(torch.device(kind, 0)) == runs
 
 
+@pytest.mark.parametrize("from_cuda", [0, 3])
+def test_kernels_of_triton_alone_do_not_count(from_cuda: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: True)
+    numbers = {None: 5 + from_cuda, "ptx_cuda": from_cuda, "ptx": 5}
+    monkeypatch.setattr(cuda, "add_kernels", lambda folder=None: numbers[folder and folder.name])
+    assert cross_scan_teams._at_hand.__wrapped__() == (from_cuda > 0)
+
+
 def test_both_packs_are_assembled(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the pack's list follows from Triton's kernels")
-    from lamamba import native
     from lamamba.compile import aot_assemble, aot_cuda
     from lamamba.native.cuda import FOLDERS
 
