@@ -1,7 +1,7 @@
 """LaMamba against DiT of the same size on one CUDA device: correctness first, then time of one evaluation.
 
-The blocks of both are compiled by torch.compile, a whole evaluation is recorded as a CUDA graph, and the two graphs
-are replayed in turn.
+DiT's blocks and LaMamba's parts are compiled by torch.compile, a whole evaluation is recorded as a CUDA graph, and the
+two graphs are replayed in turn.
 
     python -m benchmarks.gpu_model --size XL --sides 32 64 --dtypes bf16 fp16 --batches 2 16 64
 """
@@ -60,7 +60,7 @@ def compiled_in_parts(model: LaMamba) -> nn.Module:
 
 
 def correctness(size: str, side: int, dtype: str, run: Callable[..., Tensor]) -> float:
-    """Largest error over largest value of a compiled network against the float32 reference with its weights."""
+    """Largest error over largest value against the float32 reference with the weights of `network`."""
     x, t, y = inputs(2, side, seed=1)
     reference = in_precision(random_model(config_of(size, side), seed=1), DTYPES[dtype]).cuda().float()
     with torch.inference_mode():

@@ -1,8 +1,8 @@
 """The cross scan and window attention kernels on a CUDA device: correctness first, then time over the floor.
 
 Of the scan: `triton`, Triton's kernel as planned; `teams`, the kernel in CUDA C++, where it takes the call;
-`mamba-ssm`, that package's kernel with the permuted copies it needs, where it is installed; and Triton's in so many
-tiles of TILES.
+`mamba-ssm`, that package's kernel with the permuted copies it needs, and its kernel alone, where it is installed; and
+Triton's in so many tiles of TILES.
 
     python -m benchmarks.gpu_scan [--json FILE] [--parts scan attention] [--tiles 5] [--seconds 140]
 
@@ -187,6 +187,18 @@ def check_mamba(name: str, dtype: str) -> None:
     print(f"   {'mamba-ssm':24s} error {found:.2e}{right}", flush=True)
 
 
+def mamba_alone(tensors: list[Tensor]) -> Callable[[], Any]:
+    """Its kernel on sequences of the same sizes that are there already."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    x, _, _, _, a, d = tensors
+    batch, height, width, channels = x.shape
+    u, delta = (torch.randn(batch, 4 * channels, height * width, device="cuda").to(x.dtype) for _ in range(2))
+    b, c = (torch.randn(batch, 4, 1, height * width, device="cuda").to(x.dtype) for _ in range(2))
+    a, d = a.flatten(0, 1), d.flatten()
+    return lambda: selective_scan_fn(u, delta, a, b, c, d, delta_bias=d, delta_softplus=True)
+
+
 def floors(batch: int, side: int, channels: int, rank: int) -> dict[str, float]:
     """Seconds, half precision."""
     elements, tokens = batch * side**2 * channels, batch * side**2
@@ -219,6 +231,7 @@ def measure(name: str, dtype: str, tiles: list[str], with_training: bool) -> lis
             ways["teams"] = [lambda t=t: teams.forward(*t) for t in sets]  # type: ignore[misc]
         if mamba.INSTALLED:
             ways["mamba-ssm"] = [lambda t=t: mamba.cross_scan(*t) for t in sets]  # type: ignore[misc]
+            ways["mamba-ssm alone"] = [mamba_alone(t) for t in sets[:3]]
         if with_training and batch == 16:
             ways["training"] = [lambda t=t: cross_scan_triton.forward(*t) for t in sets[:4]]  # type: ignore[misc]
         for way, calls in ways.items():

@@ -30,7 +30,10 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def fused(model: LaMamba) -> LaMamba:
-    """The model, changed in place, for CUDA devices; without gradients, and its parameters must stay as they are."""
+    """The model, changed in place, for CUDA devices; without gradients, and its parameters must stay as they are.
+
+    Load weights before: some of them are joined, and its state dict has other names afterwards.
+    """
     for module in list(model.modules()):
         if isinstance(module, SS2D):
             module.register_buffer("rates", module.decay_rates().detach(), persistent=False)
@@ -40,7 +43,7 @@ def fused(model: LaMamba) -> LaMamba:
             bias = module.relative_position_bias().detach().contiguous()
             module.register_buffer("position_bias", bias, persistent=False)
             module.__class__ = FusedAttention
-        elif isinstance(module, Stage):
+        elif isinstance(module, Stage) and not isinstance(module, FusedStage):
             module.modulations = Modulations(blocks := [cast(LaMambaBlock, block) for block in module.blocks])
             module.last_sum = GatedSum()
             module.__class__ = FusedStage
@@ -122,6 +125,7 @@ class FusedBlock(LaMambaBlock):
 
         before, modulation: (B, 9C), of the block before and of this one.
         """
+        modulation = self.adaLN_modulation(modulation)  # empty, for hooks to see what comes from `Modulations`
         if branch is None or before is None:
             y = modulated_norm_alone(x, modulation, self.norm.weight, self.norm.bias, self.norm.eps)
         else:

@@ -38,7 +38,7 @@ def cross_scan(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: T
 
     batch, height, width, channels = x.shape
     rank, state = dt_weight.shape[-1], a.shape[-1]
-    paths, back = _paths(height, width, x.device)
+    paths, back = (_paths if torch.compiler.is_compiling() else _kept_paths)(height, width, x.device)
     x_k = x.flatten(1, 2)[:, paths]  # (B, K, L, D)
     per_path = proj.reshape(batch, height * width, PATHS, rank + 2 * state)
     proj_k = torch.stack([per_path[:, paths[k], k] for k in range(PATHS)], dim=1)
@@ -63,9 +63,13 @@ def cross_scan(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, a: T
     return merged.view(batch, height, width, channels).to(x.dtype)
 
 
-@functools.cache
 def _paths(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Raster index of each path's tokens, and where on the path a raster index is: (K, L) each."""
-    with torch.inference_mode(mode=False):  # kept for calls in other modes too
-        paths = snake_paths(height, width)
-        return paths.to(device), torch.argsort(paths, dim=1).to(device)
+    paths = snake_paths(height, width)
+    return paths.to(device), torch.argsort(paths, dim=1).to(device)
+
+
+@functools.cache
+def _kept_paths(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # for calls in other modes too
+        return _paths(height, width, device)

@@ -102,11 +102,11 @@ def modulated(
     x, channels = x.contiguous(), x.shape[-1]
     rows, tokens = x.numel() // channels, x.shape[1] * x.shape[2]
     out = torch.empty_like(x)
-    total, added, factor = out, x, shift
+    total, added, factor, add = out, x, shift, branch is not None and gate is not None
     if branch is not None and gate is not None:
         total, added, factor = torch.empty_like(x), branch.contiguous(), gate
     grid, sizes = tiles(rows, channels)
-    sizes |= {"ADD": branch is not None}
+    sizes |= {"ADD": add}
     with torch.cuda.device_of(x):
         _modulated[grid](x, added, factor, factor.stride(0), weight, bias, shift, scale, scale.stride(0), rows, tokens,
                          channels, eps, total, out, **sizes)  # fmt: skip

@@ -79,7 +79,7 @@ def add_kernels(folder: Path | None = None) -> int:
 
 
 def enter(address: int) -> None:
-    """Where the calling thread has not used a device yet, make current the context of memory on one."""
+    """Where the calling thread has not used a device yet, make the context current that memory on one is of."""
     _library().lamamba_cuda_enter(address)
 
 

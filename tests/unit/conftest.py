@@ -27,7 +27,8 @@ class Runs:
     running: subprocess.Popen[str] | None
     results: dict[Path, Future[tuple[int, str]]]
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], root: Path) -> None:
+        self.root = root
         self.pool = ThreadPoolExecutor(1)
         self.lock, self.ended, self.running = threading.Lock(), False, None
         self.results = {path: self.pool.submit(self.run, path) for path in files}
@@ -38,7 +39,7 @@ class Runs:
             if self.ended:
                 return 1, "ended before"
             self.running = subprocess.Popen(
-                command, env=INTERPRETED, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                command, cwd=self.root, env=INTERPRETED, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         told, _ = self.running.communicate()
         return self.running.returncode, told
@@ -52,10 +53,10 @@ class Runs:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if torch.cuda.is_available() or session.config.option.collectonly:
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" or session.config.option.collectonly:
         return
     files = dict.fromkeys(item.path for item in session.items if item.name == ASKING)
-    session.config.stash[runs] = Runs(list(files))
+    session.config.stash[runs] = Runs(list(files), session.config.rootpath)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -50,18 +50,32 @@ def documented(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Ten
     return torch.stack(ys, dim=2) + d[:, None] * u
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_paths_around_it(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gathers, projection and merge are this project's; the sequence function in between is its documentation's."""
+@pytest.fixture
+def documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the package; what surrounds its function is this project's: gathers, projection and merge."""
     interface = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
     interface.selective_scan_fn = documented  # type: ignore[attr-defined]
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
     monkeypatch.setattr(cross_scan_mamba, "check", lambda x: None)
+
+
+@pytest.mark.usefixtures("documentation")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_paths_around_it(shape: tuple[int, ...]) -> None:
     tensors = [value.double() for value in inputs(*shape)]
     wanted = cross_scan(*tensors)
     assert float((cross_scan_mamba.cross_scan(*tensors) - wanted).abs().max() / wanted.abs().max()) <= 1e-5
+
+
+@pytest.mark.usefixtures("documentation")
+def test_it_can_be_compiled() -> None:
+    tensors = inputs(*SHAPES[0])
+    torch._dynamo.reset()
+    run = torch.compile(cross_scan_mamba.cross_scan, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        assert torch.equal(run(*tensors), cross_scan_mamba.cross_scan(*tensors))
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

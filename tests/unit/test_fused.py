@@ -22,7 +22,7 @@ CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
 BOUND = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # the rounding of results
-SHAPES = [(2, 5, 7, 24), (1, 3, 2, 320)]  # B, H, W, channels
+SHAPES = [(2, 5, 7, 24), (1, 3, 2, 320), (2, 65, 3, 8)]  # B, H, W, channels
 
 in_kernel = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="no CUDA device: runs in test_in_interpreter")
 each_type = pytest.mark.parametrize("dtype", list(BOUND), ids=["fp32", "fp16", "bf16"])
@@ -137,6 +137,28 @@ def test_network() -> None:
 
 
 @in_kernel
+def test_what_hooks_see_is_what_they_see_in_the_reference() -> None:
+    """By it `lamamba-verify` names the module where a network departs."""
+    from lamamba.compile.fused import fused
+    from lamamba.compile.taps import recording
+    from lamamba.config import preset
+    from lamamba.initialise import random_model
+
+    config = dataclasses.replace(preset("tiny"), input_size=8)
+    call = randn(2, 3, 8, 8), torch.tensor([300.0], device=DEVICE), torch.tensor([1, 2], device=DEVICE)
+    seen = []
+    for rewrite in (fused, lambda model: model):
+        model = rewrite(random_model(config, seed=1).to(DEVICE))
+        with recording(model) as found, torch.inference_mode():
+            model(*call)
+        seen.append({name: torch.from_numpy(value) for name, value in found.items()})
+    ours, reference = seen
+    assert {f"layers.0.blocks.1.{part}" for part in ("adaLN_modulation", "op", "attn", "mlp.fc2")} <= ours.keys()
+    for name in ours.keys() & reference.keys():
+        assert error(ours[name], reference[name].double()) <= 1e-5, name
+
+
+@in_kernel
 def test_one_graph_for_one_image_and_one_for_more() -> None:
     from lamamba.compile.fused import fused
     from lamamba.compile.ops import OPS
@@ -144,6 +166,7 @@ def test_one_graph_for_one_image_and_one_for_more() -> None:
     from lamamba.initialise import random_model
 
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = fused(random_model(dataclasses.replace(preset("tiny"), input_size=8), seed=1, ops=OPS).to(DEVICE))
     run = torch.compile(model, fullgraph=True, backend="eager")
     for batch in (1, 2, 3):

@@ -21,6 +21,7 @@ struct Loaded {
     find(library, "cuCtxGetCurrent", driver.cuCtxGetCurrent);
     find(library, "cuCtxSetCurrent", driver.cuCtxSetCurrent);
     find(library, "cuCtxGetDevice", driver.cuCtxGetDevice);
+    find(library, "cuDevicePrimaryCtxRetain", driver.cuDevicePrimaryCtxRetain);
     find(library, "cuPointerGetAttribute", driver.cuPointerGetAttribute);
     find(library, "cuModuleLoadDataEx", driver.cuModuleLoadDataEx);
     find(library, "cuModuleGetFunction", driver.cuModuleGetFunction);

@@ -12,6 +12,7 @@ struct Driver {
   int (*cuCtxGetCurrent)(void **context);
   int (*cuCtxSetCurrent)(void *context);
   int (*cuCtxGetDevice)(int *device);
+  int (*cuDevicePrimaryCtxRetain)(void **context, int device);
   int (*cuPointerGetAttribute)(void *value, int attribute, unsigned long long memory);
   int (*cuModuleLoadDataEx)(void **module, const void *image, unsigned count, int *options, void **values);
   int (*cuModuleGetFunction)(void **function, void *module, const char *name);

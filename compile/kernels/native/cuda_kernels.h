@@ -38,8 +38,8 @@ typedef struct {
 // last. Of kernels with the same PTX one copy is kept. Returns 0, or -1 for a description that does not make sense.
 int lamamba_add_kernel(const lamamba_kernel *kernel);
 
-// A thread that has not used a device yet has no current context: makes that of `memory`, on a device, current then.
-// Returns 0, or -1 if there is none still.
+// A thread that has not used a device yet has no current context: makes the primary one of the device that `memory` is on
+// current then, and keeps it alive. Returns 0, or -1 if there is none still.
 int lamamba_cuda_enter(const void *memory);
 
 // Bytes of device memory that a call in the current context needs beside its tensors, or -1 if no kernel computes it.

@@ -207,13 +207,16 @@ using namespace lamamba::cuda;
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT int lamamba_cuda_enter(const void *memory) {
-  constexpr int CONTEXT = 1;  // CU_POINTER_ATTRIBUTE_CONTEXT
+  constexpr int ORDINAL = 9;  // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
   const Driver *driver = the_driver();
   void *context = nullptr;
+  int ordinal, device;
   if (!driver) return -1;
   if (driver->cuCtxGetCurrent(&context) == 0 && context) return 0;
-  const int result = driver->cuPointerGetAttribute(&context, CONTEXT, reinterpret_cast<unsigned long long>(memory));
-  return result == 0 && context && driver->cuCtxSetCurrent(context) == 0 ? 0 : -1;
+  const bool found =
+      driver->cuPointerGetAttribute(&ordinal, ORDINAL, reinterpret_cast<unsigned long long>(memory)) == 0 &&
+      driver->cuDeviceGet(&device, ordinal) == 0 && driver->cuDevicePrimaryCtxRetain(&context, device) == 0;
+  return found && driver->cuCtxSetCurrent(context) == 0 ? 0 : -1;
 }
 
 EXPORT int64_t lamamba_cuda_scratch(const lamamba_sizes *sizes, int type) try {
