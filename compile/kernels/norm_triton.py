@@ -83,6 +83,11 @@ def gated(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
     return out
 
 
+def apart(vectors: Tensor) -> int:
+    """From the vector of an image to that of the next."""
+    return vectors.stride(0) if len(vectors) > 1 else 0
+
+
 def modulated(
     x: Tensor,
     branch: Tensor | None,
@@ -96,8 +101,8 @@ def modulated(
     """x + gate * branch, if there is a branch, and its LayerNorm, scaled and shifted.
 
     Args:
-        x, branch: (B, H, W, C). gate, shift, scale: (B, C), channels next to each other, images equally far apart in
-            shift and scale.
+        x, branch: (B, H, W, C). gate, shift, scale: (B, C), or (1, C) for all images; channels next to each other,
+            images equally far apart in shift and scale.
     """
     x, channels = x.contiguous(), x.shape[-1]
     rows, tokens = x.numel() // channels, x.shape[1] * x.shape[2]
@@ -108,6 +113,6 @@ def modulated(
     grid, sizes = tiles(rows, channels)
     sizes |= {"ADD": add}
     with torch.cuda.device_of(x):
-        _modulated[grid](x, added, factor, factor.stride(0), weight, bias, shift, scale, scale.stride(0), rows, tokens,
+        _modulated[grid](x, added, factor, apart(factor), weight, bias, shift, scale, apart(scale), rows, tokens,
                          channels, eps, total, out, **sizes)  # fmt: skip
     return total, out

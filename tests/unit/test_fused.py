@@ -129,6 +129,8 @@ def test_network() -> None:
         wanted = random_model(preset("tiny"), seed=1)(x, t, y).double()
         rewritten = fused(random_model(preset("tiny"), seed=1).to(DEVICE))
         assert error(rewritten(*there).cpu(), wanted) <= 1e-5
+        one = rewritten(there[0], there[1], there[2][:1]).cpu()  # a label for all images
+        assert error(one, random_model(preset("tiny"), seed=1)(x, t, y[:1]).double()) <= 1e-5
         rewritten.layers[0].blocks[0].op.taps.zero_()
         assert error(rewritten(*there).cpu(), wanted) > 1e-5
         plain = in_precision(random_model(preset("tiny"), seed=1), torch.bfloat16).to(DEVICE)
