@@ -27,7 +27,7 @@ from lamamba.config import PRESETS, ModelConfig
 from lamamba.count import count, totals
 from lamamba.initialise import random_model
 from lamamba.layers import PatchEmbed, PatchExpanding, PatchMerging, TimestepEmbedder
-from lamamba.model import LaMamba, LaMambaBlock
+from lamamba.model import REFERENCE, LaMamba, LaMambaBlock, Ops
 from lamamba.precision import DTYPES, in_precision
 from lamamba.runtimes.parity import TOLERANCES
 
@@ -60,17 +60,21 @@ def compiled_in_parts(model: LaMamba) -> nn.Module:
 
 
 def correctness(size: str, side: int, dtype: str, run: Callable[..., Tensor]) -> float:
-    """Largest error over largest value against the float32 reference with the weights of `network`."""
+    """Largest error over largest value against the float32 reference with the same weights."""
     x, t, y = inputs(2, side, seed=1)
-    reference = in_precision(random_model(config_of(size, side), seed=1), DTYPES[dtype]).cuda().float()
+    reference = seeded(size, side, dtype, REFERENCE).float()
     with torch.inference_mode():
         expected, got = reference(x, t, y), run(x, t, y).float()
     del reference
     return float((got - expected).abs().max() / expected.abs().max())
 
 
+def seeded(size: str, side: int, dtype: str, ops: Ops) -> LaMamba:
+    return in_precision(random_model(config_of(size, side), seed=1, ops=ops), DTYPES[dtype]).cuda()
+
+
 def network(size: str, side: int, dtype: str, fuse: bool) -> LaMamba:
-    model = in_precision(random_model(config_of(size, side), seed=1, ops=OPS), DTYPES[dtype]).cuda()
+    model = seeded(size, side, dtype, OPS)
     return fused(model) if fuse else model
 
 

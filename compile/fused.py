@@ -77,20 +77,16 @@ class Modulations(nn.Module):
 
     def __init__(self, blocks: Sequence[LaMambaBlock]) -> None:
         super().__init__()
-        self.number = len(blocks)
-        projections = [block.condition_projection for block in blocks]
-        self.projection = joined(projections) if isinstance(projections[0], nn.Linear) else None
+        own = [block.condition_projection for block in blocks]
+        self.projection = joined(own) if isinstance(own[0], nn.Linear) else None  # else all blocks see c itself
         layers = [cast(nn.Linear, block.adaLN_modulation[1]) for block in blocks]
-        if self.projection is None:
-            self.layer: nn.Module = joined(layers)  # all blocks see the same condition
-        else:
-            self.register_buffer("weights", torch.stack([layer.weight.detach().t() for layer in layers]))
-            self.register_buffer("biases", torch.stack([layer.bias.detach() for layer in layers])[:, None])
+        self.register_buffer("weights", torch.stack([layer.weight.detach().t() for layer in layers]))
+        self.register_buffer("biases", torch.stack([layer.bias.detach() for layer in layers])[:, None])
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        if self.projection is None:
-            return self.layer(F.silu(c)).chunk(self.number, dim=-1)
-        own = F.silu(self.projection(c)).unflatten(1, (self.number, -1)).transpose(0, 1)
+        blocks = len(self.weights)
+        own = c.repeat(1, blocks) if self.projection is None else self.projection(c)
+        own = F.silu(own).unflatten(1, (blocks, -1)).transpose(0, 1)
         return torch.baddbmm(self.biases, own, self.weights).unbind()
 
 
@@ -218,7 +214,7 @@ def modulated_norm(
 
     shift, scale, _ = modulation.chunk(9, dim=-1)[3 * part : 3 * part + 3]
     gate = gates.chunk(9, dim=-1)[3 * part - 1]
-    return norm_triton.modulated(x, branch, gate, shift, scale, weight, bias, eps)
+    return norm_triton.modulated(x, (branch, gate), shift, scale, weight, bias, eps)
 
 
 @modulated_norm.register_fake
@@ -234,7 +230,7 @@ def modulated_norm_alone(x: Tensor, modulation: Tensor, weight: Tensor, bias: Te
     from lamamba.compile.kernels import norm_triton
 
     shift, scale, *_ = modulation.chunk(9, dim=-1)
-    return norm_triton.modulated(x, None, None, shift, scale, weight, bias, eps)[1]
+    return norm_triton.modulated(x, None, shift, scale, weight, bias, eps)[1]
 
 
 @modulated_norm_alone.register_fake

@@ -15,19 +15,14 @@ from torch import Tensor
 
 
 @triton.jit
-def _parameters(weight, bias, c, C):
-    """Of a LayerNorm, for channels c."""
-    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
-    return w[None, :], tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
-def _normalised(x, weight, bias, there, C, eps):
+def _normalised(x, weight, bias, c, there, C, eps):
     """LayerNorm of the rows of x, whose padding is zero."""
     mean = tl.sum(x, axis=1) / C
     centred = tl.where(there, x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / C
-    return centred * tl.rsqrt(variance + eps)[:, None] * weight + bias
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    return centred * tl.rsqrt(variance + eps)[:, None] * w[None, :] + b[None, :]
 
 
 @triton.jit
@@ -36,9 +31,8 @@ def _gated(y, z, z_stride, weight, bias, N, C, eps, out, ROWS: tl.constexpr, BLO
     c = tl.arange(0, BLOCK)
     there = (row < N)[:, None] & (c < C)[None, :]
     at = (row.to(tl.int64) * C)[:, None] + c[None, :]
-    weight, bias = _parameters(weight, bias, c, C)
     gate = tl.load(z + (row.to(tl.int64) * z_stride)[:, None] + c[None, :], mask=there, other=0.0).to(tl.float32)
-    value = _normalised(tl.load(y + at, mask=there, other=0.0).to(tl.float32), weight, bias, there, C, eps)
+    value = _normalised(tl.load(y + at, mask=there, other=0.0).to(tl.float32), weight, bias, c, there, C, eps)
     tl.store(out + at, value * gate * tl.sigmoid(gate), mask=there)
 
 
@@ -50,14 +44,13 @@ def _modulated(x, branch, gate, gate_stride, weight, bias, shift, scale, stride,
     there = (row < N)[:, None] & (c < C)[None, :]
     at = (row.to(tl.int64) * C)[:, None] + c[None, :]
     of_image = (row // L * stride)[:, None] + c[None, :]
-    weight, bias = _parameters(weight, bias, c, C)
     value = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
     if ADD:
         of_gate = (row // L * gate_stride)[:, None] + c[None, :]
         factor = tl.load(gate + of_gate, mask=there, other=0.0).to(tl.float32)
         value += factor * tl.load(branch + at, mask=there, other=0.0).to(tl.float32)
         tl.store(total + at, value, mask=there)
-    value = _normalised(value, weight, bias, there, C, eps)
+    value = _normalised(value, weight, bias, c, there, C, eps)
     factor = tl.load(scale + of_image, mask=there, other=0.0).to(tl.float32)
     value = value * (1 + factor) + tl.load(shift + of_image, mask=there, other=0.0).to(tl.float32)
     tl.store(out + at, value, mask=there)
@@ -90,15 +83,14 @@ def apart(vectors: Tensor) -> int:
 
 def modulated(
     x: Tensor,
-    branch: Tensor | None,
-    gate: Tensor | None,
+    added: tuple[Tensor, Tensor] | None,
     shift: Tensor,
     scale: Tensor,
     weight: Tensor,
     bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate * branch, if there is a branch, and its LayerNorm, scaled and shifted.
+    """x + gate * branch, where (branch, gate) are added, or x itself; and its LayerNorm, scaled and shifted.
 
     Args:
         x, branch: (B, H, W, C). gate, shift, scale: (B, C), or (1, C) for all images; channels next to each other,
@@ -107,12 +99,10 @@ def modulated(
     x, channels = x.contiguous(), x.shape[-1]
     rows, tokens = x.numel() // channels, x.shape[1] * x.shape[2]
     out = torch.empty_like(x)
-    total, added, factor, add = out, x, shift, branch is not None and gate is not None
-    if branch is not None and gate is not None:
-        total, added, factor = torch.empty_like(x), branch.contiguous(), gate
+    total, (branch, gate) = (x, (x, shift)) if added is None else (torch.empty_like(x), added)
     grid, sizes = tiles(rows, channels)
-    sizes |= {"ADD": add}
+    sizes |= {"ADD": added is not None}
     with torch.cuda.device_of(x):
-        _modulated[grid](x, added, factor, apart(factor), weight, bias, shift, scale, apart(scale), rows, tokens,
-                         channels, eps, total, out, **sizes)  # fmt: skip
+        _modulated[grid](x, branch.contiguous(), gate, apart(gate), weight, bias, shift, scale, apart(scale), rows,
+                         tokens, channels, eps, total, out, **sizes)  # fmt: skip
     return total, out

@@ -1,7 +1,8 @@
-"""`lamamba-train`: bad data, bad numbers and bad places, each refused in one line."""
+"""`lamamba-train`: a run, and bad data, bad numbers and bad places, each refused in one line."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lamamba.checkpoint import load_checkpoint
 from lamamba.cli.train import main
+from lamamba.config import Metadata, config_json
 from tests.cli.command import done, refused, run
+from tests.unit.micro import MICRO, NAMES, log_of, micro_data
 
 IMAGES = np.zeros((4, 16, 16, 3), np.uint8)
 LABELS = np.arange(4) % 2
@@ -30,6 +34,27 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_trains_resumes_and_draws_sheets(place: Path) -> None:
+    data = micro_data()
+    np.savez("micro.npz", images=data.samples.numpy(), labels=data.labels.numpy(), class_names=list(NAMES))
+    config = config_json(dataclasses.replace(MICRO, num_classes=9), Metadata(space="image"))
+    (place / "config.json").write_text(config)
+    arguments = ["--data", "micro.npz", "--config", "config.json", "--device", "cpu", "-o", "my-run"]
+    arguments += ["--steps", 2, "--batch", 2, "--sheet-every", 2, "--log-every", 1]
+    for _ in range(2):
+        done(main, *arguments)
+    assert [line["step"] for line in log_of(place / "my-run")] == [1, 2]
+    assert load_checkpoint(Path("my-run/model")).metadata == Metadata(name="my-run", space="image", class_names=NAMES)
+    with Image.open("my-run/sheets/step-000002.png") as sheet:
+        assert sheet.width > sheet.height
+    assert "was started with lr" in refused(main, *arguments, "--lr", 1)
+    assert "both name a model" in refused(main, *arguments, "--preset", "emoji")
+
+
+def test_help_shows_an_example() -> None:
+    assert "lamamba-train --data emoji32.npz --preset emoji" in done(main, "--help")
 
 
 def test_the_data_is_good(place: Path) -> None:
@@ -89,6 +114,8 @@ def test_folders_that_hold_no_classes(place: Path) -> None:
         (["--preset", "S"], "space 'image' needs in_channels 3 (RGB), got in_channels 4"),
         (["--config", "nowhere.json"], "both name a model configuration"),
         (["--init", "emoji"], "the model to start from has input_size 32, the one to train 16"),
+        (["--init", "nowhere"], "no checkpoint nowhere"),
+        (["--steps", 0], "steps must be at least 1, got 0"),
         (["--steps", -1], "steps must be at least 1, got -1"),
         (["--steps", 10**20], "steps must be at most 2147483647"),
         (["--batch", 0], "batch must be at least 1, got 0"),
@@ -99,6 +126,7 @@ def test_folders_that_hold_no_classes(place: Path) -> None:
         (["--lr", "nan"], "lr must be a positive number, got nan"),
         (["--lr", 0], "lr must be a positive number, got 0.0"),
         (["--ema", 1.5], "ema must lie between 0 and 1, got 1.5"),
+        (["--dropout", 2], "label_dropout must lie between 0 and 1, got 2.0"),
         (["--dropout", "nan"], "label_dropout must lie between 0 and 1, got nan"),
         (["--weight-decay", "nan"], "weight_decay must be a number, 0 or more, got nan"),
         (["--min-snr", 0], "min_snr must be a positive number, got 0.0"),

@@ -95,9 +95,9 @@ def test_modulated_norm(shape: tuple[int, int, int, int], dtype: torch.dtype) ->
     gate, (shift, scale) = randn(batch, c, dtype=dtype), randn(batch, 2 * c, dtype=dtype).chunk(2, dim=1)
     weight, bias = randn(c, dtype=dtype), randn(c, dtype=dtype)
     by, plus, times = (value.double()[:, None, None] for value in (gate, shift, scale))
-    for added in (None, branch):
-        total, got = norm_triton.modulated(x, added, gate, shift, scale, weight, bias, 1e-6)
-        wanted = x.double() if added is None else x.double() + by * added.double()
+    for added in (None, (branch, gate)):
+        total, got = norm_triton.modulated(x, added, shift, scale, weight, bias, 1e-6)
+        wanted = x.double() if added is None else x.double() + by * branch.double()
         if added is not None:
             assert error(total, wanted) <= BOUND[dtype]
         normed = F.layer_norm(wanted, (c,), weight.double(), bias.double(), 1e-6)

@@ -27,9 +27,16 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("driver")
-    source, library = folder / "driver.c", folder / "libcuda.so.1"
-    source.write_text(cuda_calls.DRIVER_SOURCE)
-    command = [COMPILER, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", str(source), "-o", str(library)]
+    library = folder / "libcuda.so.1"
+    command = [
+        COMPILER,
+        "-shared",
+        "-fPIC",
+        "-Wl,-soname,libcuda.so.1",
+        str(cuda_calls.DRIVER_SOURCE),
+        "-o",
+        str(library),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return library
 

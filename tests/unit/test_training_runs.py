@@ -1,4 +1,4 @@
-"""Training runs that are cut off, resumed, refused or led astray, and their command."""
+"""Training runs that are cut off, resumed, refused or led astray."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from PIL import Image
 
 from lamamba.checkpoint import Checkpoint, load_checkpoint
-from lamamba.cli.train import main
-from lamamba.config import Metadata, config_json
+from lamamba.config import Metadata
 from lamamba.errors import InputError
 from lamamba.initialise import random_model
 from lamamba.model import REFERENCE
@@ -142,54 +138,3 @@ def test_a_short_run_learns(tmp_path: Path) -> None:
     train(tmp_path, MICRO, METADATA, config, Execution(log_every=10, save_every=1000), flat)
     losses = [line["noise"] for line in log_of(tmp_path)]
     assert losses[-1] < 0.5 * losses[0], losses
-
-
-# command
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    data = micro_data()
-    np.savez(tmp_path / "data.npz", images=data.samples.numpy(), labels=data.labels.numpy(), class_names=list(NAMES))
-    (tmp_path / "config.json").write_text(
-        config_json(dataclasses.replace(MICRO, num_classes=9), Metadata(space="image"))
-    )
-    return ["--data", str(tmp_path / "data.npz"), "--config", str(tmp_path / "config.json"), "--device", "cpu"]
-
-
-def test_command_trains_resumes_and_draws_sheets(files: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "my-run"
-    arguments = [*files, "-o", str(run), "--steps", "2", "--batch", "2", "--sheet-every", "2", "--log-every", "1"]
-    for _ in range(2):
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, result.output
-    assert [line["step"] for line in log_of(run)] == [1, 2]
-    assert load_checkpoint(run / "model").metadata == Metadata(name="my-run", space="image", class_names=NAMES)
-    with Image.open(run / "sheets/step-000002.png") as sheet:
-        assert sheet.width > sheet.height
-    result = CliRunner().invoke(main, [*arguments, "--lr", "1"])
-    assert result.exit_code == 2
-    assert "was started with lr" in result.output
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (["--preset", "emoji"], "both name a model"),
-        (["--steps", "0"], "steps must be at least 1"),
-        (["--init", "nowhere"], "no checkpoint nowhere"),
-        (["--data", "nowhere.npz"], "no data at nowhere.npz"),
-        (["--dropout", "2"], "label_dropout must lie between 0 and 1"),
-    ],
-)
-def test_command_refuses_in_one_line(files: list[str], tmp_path: Path, extra: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, [*files, "-o", str(tmp_path / "run"), *extra])
-    assert result.exit_code == 2
-    assert message in result.output
-    assert result.output.count("\n") == 1
-
-
-def test_help_shows_an_example() -> None:
-    result = CliRunner().invoke(main, ["--help"])
-    assert result.exit_code == 0
-    assert "lamamba-train --data emoji32.npz --preset emoji" in result.output
